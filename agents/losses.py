@@ -1,0 +1,91 @@
+"""The losses of policy-gradient training, one short function each with its equation.
+
+What lives here: pure functions of per-token tensors of one shape, packed (N,) or rectangular (B, T); with
+``response_mask`` only its tokens count. A ``…_loss`` returns the scalar *mean over tokens*, to be minimised; the
+diagnostics below them carry no gradient. What does not: advantages (``advantages.py``), models, coefficients (the
+trainers weigh the terms).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .advantages import masked_mean
+
+
+def clipped_surrogate(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float = 0.2, response_mask: Tensor | None = None
+) -> Tensor:
+    """PPO's policy loss (Schulman et al. 2017, eq. 7): −E[min(ρ·A, clip(ρ, 1−ε, 1+ε)·A)], ρ = π(a|s) / π_old(a|s).
+
+    Args:
+        log_prob: log π(a|s), with gradient.
+        old_log_prob: log π_old(a|s) of the policy at the start of the update.
+        advantage: A(s, a), a constant.
+        clip: ε.
+        response_mask: 1 at the tokens that count; None for all.
+    """
+    ratio = log_ratio(log_prob, old_log_prob, response_mask).exp()
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    return -masked_mean(torch.minimum(ratio * advantage, clipped * advantage), response_mask)
+
+
+def clipped_value_loss(
+    value: Tensor, old_value: Tensor, returns: Tensor, clip: float | None = 0.2, response_mask: Tensor | None = None
+) -> Tensor:
+    """½·E[max((V − R)², (V_clip − R)²)], V_clip = V_old + clip(V − V_old, −ε, ε) (Schulman's baselines; Ziegler 2019).
+
+    ``clip`` is ε in units of reward; None switches clipping off: ½·E[(V − R)²].
+    """
+    error = (value - returns).square()
+    if clip is not None:
+        clipped = old_value + (value - old_value).clamp(-clip, clip)
+        error = torch.maximum(error, (clipped - returns).square())
+    return 0.5 * masked_mean(error, response_mask)
+
+
+def entropy_loss(entropy: Tensor, response_mask: Tensor | None = None) -> Tensor:
+    """−E[H(π(·|s))], in nats: minimised, it keeps the policy from collapsing (Williams & Peng 1991)."""
+    return -masked_mean(entropy, response_mask)
+
+
+def kl_loss(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
+    """E[k3] = E[e^d − d − 1], d = log π_ref(a|s) − log π(a|s): KL(π‖π_ref) inside the loss (Schulman 2020; GRPO eq. 4)."""
+    d = log_ratio(ref_log_prob, log_prob, response_mask)
+    return masked_mean(d.exp() - d - 1, response_mask)
+
+
+def language_model_loss(log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
+    """−E[log π(x_t | x_<t)] on given text: supervised training, and the "ptx" term of InstructGPT (Ouyang 2022, eq. 2)."""
+    return -masked_mean(log_prob, response_mask)
+
+
+def log_ratio(log_prob: Tensor, other_log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
+    """log(π/π_other) per token, 0 outside the mask: masked *before* any ``exp``, since inf·0 would be NaN."""
+    difference = log_prob - other_log_prob
+    return difference if response_mask is None else torch.where(response_mask.bool(), difference, 0.0)
+
+
+def approx_kl(log_prob: Tensor, old_log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
+    """How far the update has moved: E[k3] of KL(π_old‖π) on tokens of π_old, e^d − 1 − d with d = log ρ (nats a token)."""
+    d = log_ratio(log_prob, old_log_prob, response_mask)
+    return masked_mean(torch.expm1(d) - d, response_mask).detach()
+
+
+def clip_fraction(
+    log_prob: Tensor, old_log_prob: Tensor, clip: float = 0.2, response_mask: Tensor | None = None
+) -> Tensor:
+    """Share of tokens whose ratio has left [1 − ε, 1 + ε]."""
+    ratio = log_ratio(log_prob, old_log_prob, response_mask).exp()
+    return masked_mean(((ratio - 1).abs() > clip).float(), response_mask).detach()
+
+
+def explained_variance(value: Tensor, returns: Tensor, response_mask: Tensor | None = None) -> Tensor:
+    """1 − Var(R − V) / Var(R): 1 is a perfect critic, 0 one no better than a constant; 0 when R does not vary."""
+
+    def variance(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, response_mask)).square(), response_mask)
+
+    total = variance(returns)
+    return torch.where(total > 0, 1 - variance(returns - value) / total.clamp(min=1e-12), 0.0).detach()
