@@ -1,0 +1,121 @@
+"""Teacher-forced log-probabilities of tokens that are already written, with gradient.
+
+The language-model head is applied only where it is asked for, so that no (B, T, V) tensor ever exists. Sampling, caching and loading
+live elsewhere (`sampling.py`, `prefix_cache.py`, `language_model.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from textgen_env.sampling import warp_logits
+from textgen_env.trunk import split, unwrap
+
+TOKENS_PER_CHUNK = 1024  # rows of the head's output that are in memory at a time: 200 MB in float32 at 49k tokens
+
+
+class ResponseScores(NamedTuple):
+    """What `response_log_probs` knows of the N positions where response_mask is 1, in row-major order."""
+
+    log_probs: torch.Tensor  # (N,) float32: log π(a_t | s_t)
+    entropy: torch.Tensor | None  # (N,) float32: H(π(· | s_t)), nats
+    hidden: (
+        torch.Tensor
+    )  # (N, d) model's dtype: last hidden state at s_t, the position *before* the token (value heads read it)
+
+
+def response_log_probs(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    vocab_size: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    mask: torch.Tensor | None = None,
+    with_entropy: bool = False,
+) -> ResponseScores:
+    """Log-probability of every response token given all tokens before it; one forward of the trunk, the head only where needed.
+
+    Args:
+        model: a causal LM of transformers, or one wrapped by peft.
+        input_ids: (B, T) int64, right-padded.
+        attention_mask: (B, T), 1 for real tokens, then 0 for padding.
+        response_mask: (B, T), 1 where the agent wrote the token; column 0 has nothing before it and must be 0.
+        vocab_size: number of actions; logits beyond it (padding rows of the embedding) do not exist for the softmax. None: all.
+        temperature, top_k, top_p, mask: the warping that the tokens were sampled with (see `warp_logits`); mask is (V,) or (N, V).
+        with_entropy: also return the entropy of the warped distribution.
+
+    Returns:
+        `ResponseScores`; gradients flow through all three. To spread a column over (B, T):
+        `torch.zeros(B, T).masked_scatter(response_mask.bool(), scores.log_probs)`.
+
+    Raises:
+        ValueError: shapes differ, the padding is not on the right, or response_mask marks padding or column 0.
+    """
+    _check_batch(input_ids, attention_mask, response_mask)
+    wanted = response_mask.bool()
+    before = torch.zeros_like(wanted)
+    before[:, :-1] = wanted[:, 1:]  # the state that predicts column t sits at column t - 1
+    tokens = input_ids[wanted]
+    hidden, logits_at = _states(model, input_ids, attention_mask, before)
+
+    def score(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = tokens[index]
+        rows = mask if mask is None or mask.dim() == 1 else mask[index]
+        logits = logits_at(index)[:, :vocab_size]
+        logits = warp_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, mask=rows, keep=chosen)
+        normaliser = logits.logsumexp(dim=-1)
+        log_probs = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - normaliser
+        return log_probs, _entropy(logits, normaliser) if with_entropy else log_probs.detach()
+
+    recompute = (
+        torch.is_grad_enabled() and len(tokens) > TOKENS_PER_CHUNK
+    )  # logits again in the backward, not kept for all
+    chunks = torch.arange(len(tokens), device=tokens.device).split(TOKENS_PER_CHUNK)
+    parts = [checkpoint(score, chunk, use_reentrant=False) if recompute else score(chunk) for chunk in chunks]
+    log_probs = torch.cat([part[0] for part in parts])
+    entropy = torch.cat([part[1] for part in parts]) if with_entropy else None
+    return ResponseScores(log_probs, entropy, hidden)
+
+
+def _states(
+    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, where: torch.Tensor
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """Hidden states (N, d) where `where` is True, and a function from indices into them to their logits."""
+    trunk = split(model)
+    if trunk is not None:
+        hidden = trunk.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[
+            where
+        ]
+        return hidden, lambda index: trunk.head(hidden[index])
+    output = unwrap(model)(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=True
+    )  # an unknown head: the model's own logits, all of them
+    logits = output.logits[where]
+    return output.hidden_states[-1][where], lambda index: logits[index]
+
+
+def _entropy(logits: torch.Tensor, normaliser: torch.Tensor) -> torch.Tensor:
+    """H = log Z - Σ p·logit; excluded tokens (-inf) contribute 0, not 0·inf."""
+    probs = (logits - normaliser.unsqueeze(-1)).exp()
+    return normaliser - (probs * logits.masked_fill(logits == -torch.inf, 0.0)).sum(dim=-1)
+
+
+def _check_batch(input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor) -> None:
+    if not input_ids.shape == attention_mask.shape == response_mask.shape or input_ids.dim() != 2:
+        shapes = f"{tuple(input_ids.shape)}, {tuple(attention_mask.shape)}, {tuple(response_mask.shape)}"
+        raise ValueError(f"input_ids, attention_mask, response_mask: expected one shape (B, T), got {shapes}")
+    if (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
+        raise ValueError("attention_mask: expected right padding (ones, then zeros), got a one after a zero")
+    if (response_mask.bool() & ~attention_mask.bool()).any():
+        raise ValueError("response_mask: marks positions that attention_mask calls padding")
+    if response_mask[:, 0].any():
+        raise ValueError("response_mask: column 0 is marked, but no state precedes the first token")

@@ -1,0 +1,104 @@
+"""A causal language model of transformers, taken apart: the body that makes hidden states, and the head that makes logits.
+
+Applying the head only where logits are needed is most of what makes scoring and decoding cheap. Some models transform the head's
+output once more (Gemma 2 caps it, Cohere and Granite scale it). What is returned here is checked against the model's own forward; a
+model whose logits cannot be reproduced is not taken apart at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Trunk(NamedTuple):
+    """The two halves; logits = head(body(…).last_hidden_state)."""
+
+    body: nn.Module
+    head: Transform
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The transformers model inside a peft wrapper (its adapters stay in place), or the model itself.
+
+    Raises:
+        ValueError: the wrapper prepends virtual tokens (prompt learning), which no one-token-per-column code can follow.
+    """
+    if not hasattr(model, "peft_config"):
+        return model
+    if getattr(model, "active_peft_config", None) is not None and model.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"model: {type(model).__name__} with prompt learning is not supported; use an adapter such as LoRA"
+        )
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+_names: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # model -> the transform that was found to fit
+
+
+def split(model: nn.Module) -> Trunk | None:
+    """Take a model apart, or return None if body and head do not give its own logits.
+
+    The comparison runs once per model, on four tokens.
+    """
+    inner = unwrap(model)
+    body, linear = getattr(inner, "base_model", inner), inner.get_output_embeddings()
+    if body is inner or linear is None:
+        return None
+    transforms = _transforms(inner.config)
+    if inner not in _names:
+        _names[inner] = _matching_transform(inner, body, linear, transforms)
+    name = _names[inner]
+    if name is None:
+        return None
+    transform = transforms[name]
+    return Trunk(body, linear if name == "plain" else lambda hidden: transform(linear(hidden)))
+
+
+def _transforms(config: Any) -> dict[str, Transform]:
+    """Candidates for what happens to the logits after the linear head; the names are those of the config's fields.
+
+    "plain" comes last: where logits are small, a cap that exists is hardly visible in the comparison.
+    """
+    candidates: dict[str, Transform] = {}
+    if cap := getattr(config, "final_logit_softcapping", None):
+        candidates["final_logit_softcapping"] = lambda logits: torch.tanh(logits / cap) * cap
+    if scale := getattr(config, "logit_scale", None):
+        candidates["logit_scale"] = lambda logits: logits * scale
+    if divisor := getattr(config, "logits_scaling", None):
+        candidates["logits_scaling"] = lambda logits: logits / divisor
+    return candidates | {"plain": lambda logits: logits}
+
+
+def _matching_transform(inner: Any, body: nn.Module, linear: nn.Module, transforms: dict[str, Transform]) -> str | None:
+    device = next(inner.parameters()).device
+    tokens = torch.arange(1, 5, device=device).unsqueeze(0)
+    with torch.no_grad(), evaluating(inner):
+        own = inner(input_ids=tokens, use_cache=False).logits
+        raw = linear(body(input_ids=tokens, use_cache=False).last_hidden_state)
+        tolerance = 1e-2 if own.dtype in (torch.bfloat16, torch.float16) else 1e-5
+        for name, transform in transforms.items():
+            ours = transform(raw)
+            if ours.shape == own.shape and torch.allclose(ours.float(), own.float(), rtol=tolerance, atol=tolerance):
+                return name
+    return None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside the block; modules that were training are set back at its end."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
