@@ -1,0 +1,243 @@
+"""Next-token logits of a batch of prefixes, at the cost of the tokens that are new since the last call.
+
+`PrefixCache` is a pure function of its input with a memory: it compares each prefix with what that row held, reads what differs and
+remembers the rest. What to read is decided here; how is `slot_attention.py`'s affair, or, for models it does not know,
+`library_cache.py`'s. Sampling is in `sampling.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+
+from textgen_env.library_cache import LibraryReader
+from textgen_env.slot_attention import SlotStore, UnsupportedModel, read
+from textgen_env.trunk import Trunk, evaluating, split, unwrap
+
+logger = logging.getLogger(__name__)
+
+_eligible: WeakKeyDictionary[nn.Module, bool] = (
+    WeakKeyDictionary()
+)  # model -> slot attention gives the model's own results
+
+
+class PrefixCache:
+    """Rows of prefixes whose keys and values are kept between calls.
+
+    The result never depends on what was asked before: a row may restart, jump, shrink or rest, and the parameters may change in
+    between (an optimiser step, `load_state_dict`, a parameter exchanged: each empties the cache). Changes that bypass torch's
+    version counters without moving the data (`p.data.add_(…)`, numpy views) need `invalidate()`. Logits come from the model in
+    evaluation mode, whatever mode it is in.
+
+    Args:
+        model: a causal LM of transformers, or one wrapped by peft.
+        rows: how many prefixes are held.
+        vocab_size: logits columns that are tokens; the rest is cut off. None keeps all.
+        context: entered around each use of the model, e.g. `model.disable_adapter` for the reference policy of a LoRA model.
+        fast: False leaves the work to the library's own cache.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: int,
+        *,
+        vocab_size: int | None = None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        fast: bool = True,
+    ) -> None:
+        if rows < 1:
+            raise ValueError(f"rows: expected at least 1, got {rows}")
+        self.model, self.rows, self.vocab_size = model, rows, vocab_size
+        self._context = context
+        self._inner = unwrap(model)
+        self._limit: int | None = getattr(self._inner.config.get_text_config(), "max_position_embeddings", None)
+        self._fast = fast
+        self._signature: object = None
+        self.invalidate()
+
+    def invalidate(self) -> None:
+        """Forget everything; the memory is given back."""
+        self._store = SlotStore(self.rows)
+        self._library: LibraryReader | None = None
+        self._tokens = np.zeros((self.rows, 0), dtype=np.int64)
+        self._held = np.zeros(self.rows, dtype=np.int64)  # tokens of each row whose keys and values are stored
+        self._memo = Memo(self.rows)
+
+    def next_logits(self, input_ids: Any, lengths: Any, rows: Any = None) -> torch.Tensor:
+        """Raw logits (n, vocab_size) float32 of the token after each prefix; see `next_logits_and_hidden`."""
+        return self.next_logits_and_hidden(input_ids, lengths, rows)[0]
+
+    def next_logits_and_hidden(
+        self, input_ids: Any, lengths: Any, rows: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the token after each prefix, and the hidden states they come from.
+
+        Args:
+            input_ids: (n, L) integers, right-padded; array or tensor.
+            lengths: (n,) real tokens of each, >= 1.
+            rows: (n,) distinct rows of this cache that hold them; default the first n.
+
+        Returns:
+            logits (n, vocab_size) float32, neither tempered nor masked, and last hidden states (n, hidden) in the model's dtype, both
+            without gradient. A prefix asked for again gets the remembered logits; they may be changed in place (the memory notices).
+
+        Raises:
+            ValueError: a shape is wrong, a row repeats or does not exist, a prefix is empty or longer than the model's positions.
+        """
+        ids, lengths, rows = self._checked(input_ids, lengths, rows)
+        with self._context(), torch.no_grad():
+            if (signature := _signature(self.model)) != self._signature:
+                self.invalidate()
+                self._signature = signature
+            starts = self._common_prefix(ids, lengths, rows)
+            known = (starts == lengths) & (self._held[rows] == lengths) & self._memo.valid(rows)
+            new = np.flatnonzero(~known)
+            if len(new):
+                self._read(ids[new], lengths[new], rows[new], np.minimum(starts, lengths - 1)[new])
+            return self._memo.get(rows)
+
+    def _common_prefix(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """How many leading tokens of each prefix its row already holds."""
+        width = min(ids.shape[1], self._tokens.shape[1])
+        shared = np.minimum(lengths, self._held[rows])
+        differs = (ids[:, :width] != self._tokens[rows, :width]) & (np.arange(width) < shared[:, None])
+        return np.where(differs.any(axis=1), differs.argmax(axis=1), shared) if width else shared
+
+    def _read(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> None:
+        """Run the model on what is new and remember the outcome."""
+        if self._tokens.shape[1] < ids.shape[1]:
+            self._tokens = np.pad(self._tokens, ((0, 0), (0, ids.shape[1] - self._tokens.shape[1])))
+        self._held[rows] = 0  # until the read has succeeded
+        with evaluating(self._inner):
+            trunk = split(self.model)
+            if trunk is not None and self._fast and eligible(self._inner, trunk):
+                self._store.reserve(
+                    int(lengths.max()) if self._store.layers else min(ids.shape[1], self._limit or ids.shape[1])
+                )
+                columns = np.arange(ids.shape[1])
+                wanted = (columns >= starts[:, None]) & (columns < lengths[:, None])
+                hidden = read(trunk, self._inner.config, self._store, ids[wanted], rows, starts, lengths - starts)
+                logits = trunk.head(hidden)
+            else:
+                self._library = self._library or LibraryReader(self._inner)
+                logits, hidden = self._library.read(ids, lengths, rows, starts)
+        self._tokens[rows, : ids.shape[1]] = ids
+        self._held[rows] = lengths
+        self._memo.put(rows, logits[:, : self.vocab_size].float(), hidden)
+
+    def _checked(self, input_ids: Any, lengths: Any, rows: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ids, lengths = _integers(input_ids), _integers(lengths)
+        rows = np.arange(len(lengths)) if rows is None else _integers(rows)
+        if ids.ndim != 2 or lengths.shape != (len(ids),) or rows.shape != (len(ids),) or not len(ids):
+            shapes = f"{ids.shape}, {lengths.shape}, {rows.shape}"
+            raise ValueError(f"input_ids, lengths, rows: expected shapes (n, L), (n,), (n,) with n >= 1, got {shapes}")
+        if rows.min() < 0 or rows.max() >= self.rows or len(np.unique(rows)) < len(rows):
+            raise ValueError(f"rows: expected distinct numbers from 0 to {self.rows - 1}, got {rows.tolist()}")
+        if lengths.min() < 1 or lengths.max() > ids.shape[1]:
+            raise ValueError(
+                f"lengths: expected numbers from 1 to {ids.shape[1]} (width of input_ids), got {lengths.tolist()}"
+            )
+        if self._limit is not None and lengths.max() > self._limit:
+            raise ValueError(
+                f"lengths: a prefix of {lengths.max()} tokens is longer than the {self._limit} positions of "
+                f"{type(self._inner).__name__}; shorten prompts or responses"
+            )
+        return ids, lengths, rows
+
+
+class Memo:
+    """Logits and hidden states of the prefix each row holds: a reference into the batch they were computed in, no copy."""
+
+    def __init__(self, rows: int) -> None:
+        self._of_row: list[tuple[torch.Tensor, int, torch.Tensor, int] | None] = [None] * rows
+        self._latest: np.ndarray = np.zeros(0, dtype=np.int64)
+
+    def put(self, rows: np.ndarray, logits: torch.Tensor, hidden: torch.Tensor) -> None:
+        """Remember a new batch. Rows left from the batch before get copies of their own, so that it can be freed."""
+        for row in np.setdiff1d(self._latest, rows):
+            if (entry := self._of_row[row]) is not None and entry[0]._version == entry[1]:
+                own = entry[0][entry[3]].clone().unsqueeze(0)
+                self._of_row[row] = (own, own._version, entry[2][entry[3]].clone().unsqueeze(0), 0)
+        for place, row in enumerate(rows.tolist()):
+            self._of_row[row] = (logits, logits._version, hidden, place)
+        self._latest = rows
+
+    def valid(self, rows: np.ndarray) -> np.ndarray:
+        """Which rows have logits that nobody has written to since."""
+        entries = [self._of_row[row] for row in rows.tolist()]
+        return np.array([entry is not None and entry[0]._version == entry[1] for entry in entries], dtype=bool)
+
+    def get(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and hidden states of these rows; the batch itself when it is asked for as a whole."""
+        entries = [entry for row in rows.tolist() if (entry := self._of_row[row]) is not None]
+        logits, _, hidden, _ = entries[0]
+        if np.array_equal(rows, self._latest) and len(logits) == len(rows):
+            return logits, hidden
+        return torch.stack([entry[0][entry[3]] for entry in entries]), torch.stack(
+            [entry[2][entry[3]] for entry in entries]
+        )
+
+
+def _integers(values: Any) -> np.ndarray:
+    return (values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)).astype(
+        np.int64, copy=False
+    )
+
+
+def _signature(model: nn.Module) -> object:
+    """Changes whenever parameters are written, moved or exchanged, or adapters are switched."""
+    parameters = tuple((p.data_ptr(), p._version) for p in model.parameters())
+    return parameters, tuple(getattr(model, "active_adapters", ())) if hasattr(model, "peft_config") else ()
+
+
+def eligible(inner: nn.Module, trunk: Trunk) -> bool:
+    """Whether slot attention gives this model's own hidden states; found out once, by trying, and logged if not."""
+    if inner not in _eligible:
+        reason = _difference(inner, trunk)
+        if reason:
+            logger.warning(
+                "%s: decoding falls back to the library's own cache, which is slower (%s)", type(inner).__name__, reason
+            )
+        _eligible[inner] = not reason
+    return _eligible[inner]
+
+
+def _difference(inner: Any, trunk: Trunk) -> str:
+    """Why slot attention does not fit; empty if it does: three slots start, all go on, one of them jumps."""
+    config = inner.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not getattr(inner, "_supports_attention_backend", False) or kinds - {"full_attention", "sliding_attention"}:
+        return f"layers {sorted(kinds)}, exchangeable attention: {getattr(inner, '_supports_attention_backend', False)}"
+    rng = np.random.default_rng(0)
+    store, held = SlotStore(3), [rng.integers(config.vocab_size, size=size) for size in (5, 1, 3)]
+    starts = np.zeros(3, dtype=np.int64)
+    try:
+        for step in range(3):
+            counts = np.array([len(tokens) for tokens in held]) - starts
+            tokens = np.concatenate([tokens[start:] for tokens, start in zip(held, starts, strict=True)])
+            ours = read(trunk, inner.config, store, tokens, np.arange(3), starts, counts)
+            theirs = [_last_state(trunk, tokens, ours.device) for tokens in held]
+            error = float((ours - torch.stack(theirs)).float().norm() / torch.stack(theirs).float().norm())
+            if not error < (1e-4 if ours.dtype == torch.float32 else 5e-2):
+                return f"hidden states differ by {error:.1e} of their norm"
+            starts = np.array([len(tokens) for tokens in held])
+            held = [np.append(tokens, rng.integers(config.vocab_size)) for tokens in held]
+            if step == 1:  # keeps one token, then goes elsewhere
+                held[0], starts[0] = np.append(held[0][:1], rng.integers(config.vocab_size, size=3)), 1
+    except (UnsupportedModel, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _last_state(trunk: Trunk, tokens: np.ndarray, device: torch.device) -> torch.Tensor:
+    return trunk.body(input_ids=torch.from_numpy(tokens).to(device).unsqueeze(0), use_cache=False).last_hidden_state[
+        0, -1
+    ]

@@ -1,0 +1,286 @@
+"""Attention of a batch of slots that are at different places: the fast half of `prefix_cache.py`.
+
+All tokens that are to be read in a call, one for each slot that decodes and many for one that starts, form ONE stream of shape (1, T),
+so that the model's own code runs unchanged and pays for no padding. Only its attention is ours: a function registered with transformers
+under the name `ATTENTION` writes keys and values into each slot's row and attends to that row alone. Grouped queries run as two
+batched matrix products, which at query length 1 is several times faster on a CPU than the fused kernel.
+
+Which tokens are new, and what to do with models this file does not know, is decided in `prefix_cache.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from textgen_env.trunk import Trunk
+
+ATTENTION = "textgen_slots"
+PLAN = "textgen_slot_plan"  # the keyword under which the plan travels through the model to its attention layers
+MAX_SCORES = 1 << 24  # attention scores computed at a time for starting slots; bounds memory, not results
+COLUMNS = 64  # row capacities are multiples of this
+_HARMLESS = {"position_ids", "use_cache", "is_causal", "output_attentions", "dropout"}
+_switch = threading.RLock()
+
+
+class UnsupportedModel(Exception):
+    """The model hands its attention something that this file does not know."""
+
+
+@dataclass
+class Group:
+    """Slots of one call whose queries are computed together, padded to Q queries each.
+
+    Attributes:
+        queries: (m, Q) int64, places in the stream; repeats its last entry where a slot has fewer than Q.
+        positions: (m, Q) int64, the column of each query.
+        rows: the slots' rows, a slice where they lie side by side.
+        columns: how many columns to read: one more than the largest position.
+        places: for rows read as a slice with gaps between the slots, (m,) places inside it; None: no gaps.
+        take: what picks the stream's tokens from the flattened (m·Q) queries.
+        stream: (k,) places in the stream that `take` fills.
+    """
+
+    queries: torch.Tensor
+    positions: torch.Tensor
+    rows: slice | torch.Tensor
+    columns: int
+    places: torch.Tensor | None
+    take: torch.Tensor
+    stream: torch.Tensor
+    _bias: dict[tuple[int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
+
+    def bias(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """(m, 1, Q, columns): 0 where a query may look, -inf elsewhere; made once for all layers."""
+        if (window, dtype) not in self._bias:
+            column = torch.arange(self.columns, device=self.positions.device)
+            seen = column <= self.positions.unsqueeze(-1)
+            if window is not None:
+                seen &= column > self.positions.unsqueeze(-1) - window
+            bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+            self._bias[window, dtype] = bias.unsqueeze(1)
+        return self._bias[window, dtype]
+
+
+@dataclass
+class Plan:
+    """Where each token of the stream belongs, and in which groups the queries are computed."""
+
+    store: SlotStore
+    rows: torch.Tensor  # (T,)
+    positions: torch.Tensor  # (T,)
+    groups: list[Group]
+
+
+class SlotStore:
+    """Keys and values of n rows, (n, kv_heads, capacity, head_dim) for each layer; column = position."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.capacity = 0
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def reserve(self, columns: int) -> None:
+        """Make room for this many columns; at least doubles, so that growing one by one stays cheap."""
+        if columns <= self.capacity:
+            return
+        wanted = max(columns, 2 * self.capacity if self.layers else 0)
+        self.capacity = -(-wanted // COLUMNS) * COLUMNS
+        self.layers = {index: (self._grown(k), self._grown(v)) for index, (k, v) in self.layers.items()}
+
+    def _grown(self, old: torch.Tensor) -> torch.Tensor:
+        new = old.new_zeros(*old.shape[:2], self.capacity, old.shape[3])
+        new[:, :, : old.shape[2]] = old
+        return new
+
+    def write(
+        self, layer: int, plan: Plan, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put the stream's keys and values, each (1, kv_heads, T, head_dim), in their places; returns the layer's rows."""
+        if (
+            layer not in self.layers
+        ):  # zeros, not garbage: columns not yet written are read with weight 0, and 0·NaN is NaN
+            shape = (self.rows, key.shape[1], self.capacity)
+            self.layers[layer] = (key.new_zeros(*shape, key.shape[3]), value.new_zeros(*shape, value.shape[3]))
+        keys, values = self.layers[layer]
+        keys[plan.rows, :, plan.positions] = key[0].transpose(0, 1)
+        values[plan.rows, :, plan.positions] = value[0].transpose(0, 1)
+        return keys, values
+
+
+def slot_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention function of transformers: query (1, heads, T, head_dim) → (1, T, heads, head_dim).
+
+    A call without a plan comes from elsewhere (another thread using the same model) and gets the library's own attention.
+    """
+    plan: Plan | None = kwargs.pop(PLAN, None)
+    if plan is None:
+        kwargs |= {"sliding_window": sliding_window, "softcap": softcap}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    unknown = sorted(name for name, given in kwargs.items() if name not in _HARMLESS and given is not None)
+    if unknown or kwargs.get("is_causal") is False or not hasattr(module, "layer_idx"):
+        raise UnsupportedModel(f"attention of {type(module).__name__} asks for {unknown or 'no causal layer index'}")
+    keys, values = plan.store.write(module.layer_idx, plan, key, value)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    stream = query[0].transpose(0, 1)  # (T, heads, head_dim)
+    output = torch.empty(*stream.shape[:2], values.shape[-1], dtype=query.dtype, device=query.device)
+    for group in plan.groups:
+        attended = _attend(group, stream[group.queries], keys, values, scaling, sliding_window, softcap)
+        output[group.stream] = attended.flatten(0, 1)[group.take]
+    return output.unsqueeze(0), None
+
+
+def _attend(
+    group: Group,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """(m, Q, heads, head_dim) queries of a group → the same shape, attended. Scores in the model's dtype, softmax in float32."""
+    m, q, heads, _ = query.shape
+    kv_heads = keys.shape[1]
+    key = keys[group.rows, :, : group.columns]  # (rows, kv_heads, columns, head_dim)
+    value = values[group.rows, :, : group.columns]
+    bias = group.bias(window, query.dtype)
+    query = query.view(m, q, kv_heads, heads // kv_heads, -1).permute(
+        0, 2, 3, 1, 4
+    )  # (m, kv_heads, grouped, Q, head_dim)
+    query = query.reshape(m, kv_heads, -1, query.shape[-1])
+    if group.places is not None:
+        query = query.new_zeros(len(key), *query.shape[1:]).index_copy_(0, group.places, query)
+        bias = bias.new_zeros(len(key), *bias.shape[1:]).index_copy_(0, group.places, bias)
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling  # (rows, kv_heads, grouped·Q, columns)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.unflatten(2, (-1, q)) + bias.unsqueeze(2)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    attended = torch.matmul(weights.flatten(2, 3), value)  # (rows, kv_heads, grouped·Q, head_dim)
+    if group.places is not None:
+        attended = attended[group.places]
+    return attended.unflatten(2, (-1, q)).permute(0, 3, 1, 2, 4).reshape(m, q, heads, -1)
+
+
+AttentionInterface.register(ATTENTION, slot_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for calls without a plan; ours hand over a finished mask
+
+
+@contextmanager
+def attention_of(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """Let the model attend by `name` inside the block, by one thread at a time; its configuration is as before afterwards."""
+    with _switch:
+        before = config._attn_implementation
+        config._attn_implementation = name
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+
+def read(
+    trunk: Trunk,
+    config: PretrainedConfig,
+    store: SlotStore,
+    tokens: np.ndarray,
+    rows: np.ndarray,
+    starts: np.ndarray,
+    counts: np.ndarray,
+) -> torch.Tensor:
+    """Read new tokens into their rows.
+
+    Args:
+        tokens: (T,) the new tokens, slot after slot.
+        rows: (n,) distinct rows, starts: (n,) the column of each one's first new token, counts: (n,) how many follow.
+
+    Returns:
+        (n, hidden) last hidden states, at each row's last token.
+
+    Raises:
+        UnsupportedModel: the model's attention asks for something unknown.
+    """
+    device = next(trunk.body.parameters()).device
+    offsets = np.cumsum(counts) - counts
+    positions = np.arange(len(tokens)) - np.repeat(offsets - starts, counts)
+    store.reserve(int(positions.max()) + 1)
+    plan = Plan(
+        store,
+        torch.from_numpy(np.repeat(rows, counts)).to(device),
+        torch.from_numpy(positions).to(device),
+        [_group(part, rows, starts, counts, offsets, device) for part in _parts(starts, counts)],
+    )
+    with attention_of(config, ATTENTION):
+        output = trunk.body(
+            input_ids=torch.from_numpy(tokens).to(device).unsqueeze(0),
+            position_ids=plan.positions.unsqueeze(0),
+            attention_mask=torch.ones(
+                1, 1, 1, 1, dtype=torch.bool, device=device
+            ),  # 4-d masks pass through: none is built
+            use_cache=False,
+            **{PLAN: plan},
+        )
+    return output.last_hidden_state[0, torch.from_numpy(offsets + counts - 1).to(device)]
+
+
+def _parts(starts: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+    """Split slots into groups of similar query counts (within a factor of 2), none with more scores than MAX_SCORES."""
+    parts = []
+    sizes = np.ceil(np.log2(counts)).astype(int)
+    for size in np.unique(sizes):
+        members = np.flatnonzero(sizes == size)
+        scores = counts[members].max() * (starts + counts)[members].max()
+        parts += np.array_split(members, -(-len(members) * scores // MAX_SCORES)) if size else [members]
+    return parts
+
+
+def _group(
+    members: np.ndarray,
+    rows: np.ndarray,
+    starts: np.ndarray,
+    counts: np.ndarray,
+    offsets: np.ndarray,
+    device: torch.device,
+) -> Group:
+    members = members[np.argsort(rows[members])]
+    rows, starts, counts, offsets = rows[members], starts[members], counts[members], offsets[members]
+    most = int(counts.max())
+    step = np.minimum(np.arange(most), counts[:, None] - 1)  # (m, Q)
+    real = np.flatnonzero((np.arange(most) < counts[:, None]).ravel())
+    queries = offsets[:, None] + step
+    low, high = int(rows[0]), int(rows[-1]) + 1
+    dense = high - low <= 2 * len(rows)  # reading a few rows too many is cheaper than copying the right ones together
+    gaps = dense and high - low > len(rows)
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Group(
+        queries=tensor(queries),
+        positions=tensor(starts[:, None] + step),
+        rows=slice(low, high) if dense else tensor(rows),
+        columns=int((starts + counts).max()),
+        places=tensor(rows - low) if gaps else None,
+        take=tensor(real),
+        stream=tensor(queries.ravel()[real]),
+    )
