@@ -1,0 +1,21 @@
+"""Scorers: everything that turns a batch of texts into rewards. One file a scorer or family; this file only re-exports.
+
+Importing the package is light: the library behind a scorer is imported when that scorer is built (see `registry`).
+"""
+
+from __future__ import annotations
+
+from .base import Scorer, ScorerError, add_parts, call_scorer, score_parts, scorer_name
+from .registry import corpus_score, get_scorer, scorer_names
+
+__all__ = [
+    "Scorer",
+    "ScorerError",
+    "add_parts",
+    "call_scorer",
+    "corpus_score",
+    "get_scorer",
+    "score_parts",
+    "scorer_name",
+    "scorer_names",
+]

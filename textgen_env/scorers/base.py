@@ -1,0 +1,247 @@
+"""What a scorer is, how one is called, and how its mistakes are reported. No metric lives here.
+
+A scorer is any callable `scorer(completions, *, prompts, references, **extra) -> Sequence[float]`. A plain function will
+do; so will a reward function in the form of other trainers, `f(prompts, completions, **kwargs)`. Everything that calls a
+scorer does so through `call_scorer` or `score_parts`, which check what comes back.
+
+Optional attributes of a scorer that callers honour:
+
+* `name: str` — used in errors and as the name of its reward part;
+* `parts(completions, **same) -> Mapping[str, Sequence[float]]` with `part_names` — named parts whose sum is the score;
+* `dense: bool` — it wants to be asked after every token and returns potentials (see `combine.Dense`);
+* `info() -> Mapping[str, float]` — counters, such as failed calls;
+* `fit_references(references)` — called once with all references of a task, before the first score.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+_ACCEPTS: WeakKeyDictionary[Any, tuple[bool, frozenset[str] | None]] = WeakKeyDictionary()
+
+
+class ScorerError(RuntimeError):
+    """A scorer raised, or returned something other than one finite number a text. Names scorer, prompt and text."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """The one callable form: n texts in one batch to n numbers."""
+
+    def __call__(
+        self,
+        completions: Sequence[str],
+        *,
+        prompts: Sequence[str],
+        references: Sequence[Sequence[str]],
+        **extra: Any,
+    ) -> Sequence[float]: ...
+
+
+def scorer_name(scorer: Callable[..., Any]) -> str:
+    """The name of a scorer for errors and reward parts: its `name`, else its function's or class's name."""
+    name = getattr(scorer, "name", None) or getattr(scorer, "__name__", None)
+    return name if isinstance(name, str) else type(scorer).__name__
+
+
+def call_scorer(
+    scorer: Callable[..., Any],
+    completions: Sequence[str],
+    *,
+    prompts: Sequence[str],
+    references: Sequence[Sequence[str]] | None = None,
+    **extra: Any,
+) -> list[float]:
+    """Calls a scorer on a batch of n texts and checks what it returns.
+
+    `completions` is handed over by keyword where the callable has a parameter of that name and positionally otherwise;
+    keyword arguments that a callable without `**kwargs` does not know are left out.
+
+    Args:
+        scorer: any callable in one of the forms that the module's docstring names.
+        completions: n texts.
+        prompts: n texts, the prompt of each completion.
+        references: n lists of texts; `None` stands for n empty lists.
+        **extra: further columns of length n, such as `completion_ids` and `finish_reasons`.
+
+    Returns:
+        n finite floats.
+
+    Raises:
+        ScorerError: a completion is no text, the scorer raised, or it did not return one finite number a text.
+    """
+    references = [[] for _ in completions] if references is None else references
+    columns = {"prompts": prompts, "references": references, **extra}
+    _check_inputs(scorer, completions, columns)
+    return _checked(scorer, _call(scorer, scorer, completions, columns), completions, prompts)
+
+
+def score_parts(
+    scorer: Callable[..., Any],
+    completions: Sequence[str],
+    *,
+    prompts: Sequence[str],
+    references: Sequence[Sequence[str]] | None = None,
+    default_name: str | None = None,
+    **extra: Any,
+) -> dict[str, list[float]]:
+    """Like `call_scorer`, by named parts: those of `scorer.parts`, else one part.
+
+    Args:
+        default_name: the part's name where the scorer has no parts (default: the scorer's name).
+
+    Returns:
+        One list of n finite floats a part; the score is their sum, added up in the order of the mapping.
+    """
+    references = [[] for _ in completions] if references is None else references
+    if not hasattr(scorer, "parts"):
+        scores = call_scorer(scorer, completions, prompts=prompts, references=references, **extra)
+        return {default_name or scorer_name(scorer): scores}
+    columns = {"prompts": prompts, "references": references, **extra}
+    _check_inputs(scorer, completions, columns)
+    parts = _call(scorer, scorer.parts, completions, columns)
+    if not isinstance(parts, Mapping):
+        raise ScorerError(f"scorer {scorer_name(scorer)!r}: parts() must return a mapping, got {type(parts).__name__}")
+    return {part: _checked(scorer, values, completions, prompts, part) for part, values in parts.items()}
+
+
+def add_parts(parts: Mapping[str, Sequence[float]], n: int) -> list[float]:
+    """The n scores of named parts: their sum from left to right, starting at 0.0."""
+    totals = [0.0] * n
+    for values in parts.values():
+        totals = [total + value for total, value in zip(totals, values, strict=True)]
+    return totals
+
+
+def usable_references(references: Sequence[Sequence[str | None] | None], scorer: str) -> list[tuple[str, ...]]:
+    """The references of each text as tuples without `None`, for scorers that cannot do without them.
+
+    Raises:
+        ValueError: a text has no reference left; the message says which.
+        TypeError: a reference is no text, or a bare string stands where a list of references belongs.
+    """
+    usable = []
+    for row, texts in enumerate(references):
+        if isinstance(texts, str):
+            raise TypeError(f"{scorer}: references[{row}] must be a list of texts, got the text {texts[:60]!r}")
+        kept = tuple(text for text in texts or () if text is not None)
+        if not kept:
+            raise ValueError(f"{scorer}: references[{row}] is empty; this scorer needs at least one reference a prompt")
+        if not all(isinstance(text, str) for text in kept):
+            raise TypeError(f"{scorer}: references[{row}] must hold texts, got {kept!r}")
+        usable.append(kept)
+    return usable
+
+
+def _check_inputs(scorer: Callable[..., Any], completions: Sequence[str], columns: Mapping[str, Any]) -> None:
+    """Every completion is a text, and prompts and references have one entry for each."""
+    for row, text in enumerate(completions):
+        if not isinstance(text, str):
+            raise ScorerError(
+                f"scorer {scorer_name(scorer)!r}: completions[{row}] must be a text, got {type(text).__name__} {text!r}"
+            )
+    for column in ("prompts", "references"):
+        if len(columns[column]) != len(completions):
+            raise ScorerError(
+                f"scorer {scorer_name(scorer)!r}: {len(columns[column])} {column} for {len(completions)} completions"
+            )
+
+
+def _accepted(function: Callable[..., Any]) -> tuple[bool, frozenset[str] | None]:
+    """Whether `completions` goes by keyword, and the keywords that are understood (`None`: all)."""
+    key = getattr(function, "__func__", function)  # a bound method is a new object at every access
+    try:
+        return _ACCEPTS[key]
+    except (KeyError, TypeError):  # TypeError: a callable that cannot be hashed or weakly referenced
+        pass
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return False, None
+    named = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    accepted = "completions" in named, None if takes_any else named
+    try:
+        _ACCEPTS[key] = accepted
+    except TypeError:
+        pass
+    return accepted
+
+
+def _call(
+    scorer: Callable[..., Any], method: Callable[..., Any], completions: Sequence[str], columns: Mapping[str, Any]
+) -> Any:
+    """Calls `method` of `scorer`; an exception becomes a ScorerError that shows the texts."""
+    by_keyword, names = _accepted(method)
+    keywords = {key: value for key, value in columns.items() if names is None or key in names}
+    start = time.monotonic()
+    try:
+        if by_keyword:
+            return method(completions=completions, **keywords)
+        return method(completions, **keywords)
+    except Exception as error:
+        # asking again text by text finds the one to blame; a slow scorer is not asked again
+        search = len(completions) > 1 and time.monotonic() - start < 1.0
+        row = _culprit(method, by_keyword, completions, keywords) if search else 0
+        raise ScorerError(
+            f"scorer {scorer_name(scorer)!r} raised {type(error).__name__}: {error}"
+            + _where(row, completions, columns["prompts"])
+        ) from error
+
+
+def _culprit(
+    method: Callable[..., Any], by_keyword: bool, completions: Sequence[str], keywords: Mapping[str, Any]
+) -> int:
+    """The first row on which the scorer raises alone (row 0 if it is only the batch that it cannot take)."""
+    for row, text in enumerate(completions):
+        alone = {
+            key: [value[row]] if isinstance(value, (list, tuple)) and len(value) == len(completions) else value
+            for key, value in keywords.items()
+        }
+        try:
+            method(completions=[text], **alone) if by_keyword else method([text], **alone)
+        except Exception:  # noqa: BLE001 - whatever it raises, it is to blame
+            return row
+    return 0
+
+
+def _checked(
+    scorer: Callable[..., Any], values: Any, completions: Sequence[str], prompts: Sequence[str], part: str = ""
+) -> list[float]:
+    """The values as a list of finite floats, or a ScorerError."""
+    label = f"scorer {scorer_name(scorer)!r}" + (f", part {part!r}" if part else "")
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):
+        raise ScorerError(f"{label} must return a sequence of {len(completions)} floats, got {values!r}"[:600])
+    if len(values) != len(completions):
+        raise ScorerError(
+            f"{label} returned {len(values)} scores for {len(completions)} texts" + _where(0, completions, prompts)
+        )
+    return [_number(label, values[row], row, completions, prompts) for row in range(len(completions))]
+
+
+def _number(label: str, value: Any, row: int, completions: Sequence[str], prompts: Sequence[str]) -> float:
+    """One finite float; 0-d arrays and tensors are welcome, texts and `None` are not."""
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ScorerError(f"{label} must return finite numbers, got {value!r}" + _where(row, completions, prompts))
+    return number
+
+
+def _where(row: int, completions: Sequence[str], prompts: Sequence[str]) -> str:
+    """Which text it happened on, for the end of a message."""
+    if not completions:
+        return " (on an empty batch)"
+    return f"; row {row}, prompt {_short(prompts[row])}, text {_short(completions[row])}"
+
+
+def _short(text: Any, limit: int = 200) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= limit else shown[:limit] + "…"

@@ -1,0 +1,205 @@
+"""Sentence BLEU, chrF and TER as rewards, and their corpus-level values: thin faces of sacrebleu.
+
+The statistics and formulas are sacrebleu's own. What is added here: references are prepared once and remembered, since a
+task asks for the same references in every epoch; scales; and what to do with very long texts under TER.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rapidfuzz.distance import Levenshtein
+from sacrebleu import metrics
+
+from .base import usable_references
+from .caching import LRUCache
+
+
+class _SacrebleuScorer:
+    """One number a text from a sacrebleu metric whose references are remembered.
+
+    `_preprocess_segment`, `_extract_reference_info`, `_compute_segment_statistics` and `_compute_score_from_stats` are
+    the stages that sacrebleu's own `sentence_score` runs through; calling them one by one lets the references' share be
+    kept. Golden tests compare with `sentence_score`.
+    """
+
+    name: str
+
+    def __init__(self, metric: Any, cache_size: int = 4096) -> None:
+        self.metric = metric
+        self._references = LRUCache(cache_size)
+
+    def __call__(
+        self, completions: Sequence[str], *, references: Sequence[Sequence[str | None]], **_: Any
+    ) -> list[float]:
+        rows = usable_references(references, self.name)
+        return [self._score(text, texts) for text, texts in zip(completions, rows, strict=True)]
+
+    def _score(self, text: str, references: tuple[str, ...]) -> float:
+        """The reward of one text."""
+        return self._published(text, references) / 100.0
+
+    def _published(self, text: str, references: tuple[str, ...]) -> float:
+        """The metric as sacrebleu prints it."""
+        prepared = self._references.get_or_make(references, lambda: self._prepare(references))
+        statistics = self.metric._compute_segment_statistics(self.metric._preprocess_segment(text), prepared)
+        return float(self.metric._compute_score_from_stats(statistics).score)
+
+    def _prepare(self, references: tuple[str, ...]) -> dict[str, Any]:
+        return self.metric._extract_reference_info([self.metric._preprocess_segment(text) for text in references])
+
+
+class BLEU(_SacrebleuScorer):
+    """Sentence BLEU with effective order, in [0, 1]; higher is better (Papineni et al., 2002; sacrebleu).
+
+    Equals `sacrebleu.BLEU(effective_order=True).sentence_score(...).score / 100`. Without effective order a text of
+    fewer than four tokens would score 0 whatever it says. An empty text scores 0.
+
+    Args:
+        tokenize: any tokenizer of sacrebleu: "13a", "intl", "char", "zh", "none", "ja-mecab" …
+        lowercase: ignore case.
+        smooth_method: "exp", "floor", "add-k" or "none".
+        smooth_value: the value for "floor" and "add-k".
+        max_ngram_order: longest n-grams.
+        effective_order: leave out orders longer than the text.
+
+    Raises:
+        ValueError: unknown tokenizer or smoothing method; when scoring, a text without references.
+    """
+
+    name = "bleu"
+
+    def __init__(
+        self,
+        tokenize: str = "13a",
+        lowercase: bool = False,
+        smooth_method: str = "exp",
+        smooth_value: float | None = None,
+        max_ngram_order: int = 4,
+        effective_order: bool = True,
+    ) -> None:
+        super().__init__(_bleu(tokenize, lowercase, smooth_method, smooth_value, max_ngram_order, effective_order))
+
+
+class ChrF(_SacrebleuScorer):
+    """Sentence chrF in [0, 1]; higher is better (Popović, 2015; sacrebleu). `word_order=2` gives chrF++.
+
+    An empty text scores 0. The arguments are those of `sacrebleu.CHRF`.
+    """
+
+    name = "chrf"
+
+    def __init__(
+        self,
+        char_order: int = 6,
+        word_order: int = 0,
+        beta: int = 2,
+        lowercase: bool = False,
+        whitespace: bool = False,
+        eps_smoothing: bool = False,
+    ) -> None:
+        super().__init__(
+            metrics.CHRF(
+                char_order=char_order,
+                word_order=word_order,
+                beta=beta,
+                lowercase=lowercase,
+                whitespace=whitespace,
+                eps_smoothing=eps_smoothing,
+            )
+        )
+
+
+class TER(_SacrebleuScorer):
+    """Minus the translation edit rate: in (−∞, 0], 0 is a perfect match (Snover et al., 2006; sacrebleu).
+
+    Equals `−sacrebleu.TER(...).sentence_score(...).score / 100`. An empty text against a reference scores −1.
+
+    Tercom's search for shifts takes hours on texts of 10,000 words, so texts or references beyond `max_words` words are
+    scored by their edit distance without shifts, which is an upper bound of TER (a lower bound of the reward).
+
+    Args:
+        normalized, no_punct, asian_support, case_sensitive: as in `sacrebleu.TER`.
+        max_words: longest text, in words, for which shifts are searched.
+    """
+
+    name = "ter"
+
+    def __init__(
+        self,
+        normalized: bool = False,
+        no_punct: bool = False,
+        asian_support: bool = False,
+        case_sensitive: bool = False,
+        max_words: int = 400,
+    ) -> None:
+        super().__init__(
+            metrics.TER(
+                normalized=normalized, no_punct=no_punct, asian_support=asian_support, case_sensitive=case_sensitive
+            )
+        )
+        self.max_words = max_words
+
+    def _score(self, text: str, references: tuple[str, ...]) -> float:
+        if max(len(t.split()) for t in (text, *references)) > self.max_words:
+            return -self._without_shifts(text, references)
+        return -self._published(text, references) / 100.0
+
+    def _without_shifts(self, text: str, references: tuple[str, ...]) -> float:
+        """Fewest word edits to a reference over the mean reference length, as in TER but for shifts."""
+        words = self.metric._preprocess_segment(text).split()
+        others = [self.metric._preprocess_segment(reference).split() for reference in references]
+        edits = min(Levenshtein.distance(words, other) for other in others)
+        mean_length = sum(map(len, others)) / len(others)
+        return edits / mean_length if mean_length else float(edits > 0)
+
+
+def corpus_bleu(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
+    """Corpus BLEU in [0, 100], without effective order unless asked for. Arguments as for `BLEU`."""
+    settings = {"tokenize": "13a", "lowercase": False, "smooth_method": "exp", "smooth_value": None}
+    settings |= {"max_ngram_order": 4, "effective_order": False}
+    return _corpus(_bleu(**{**settings, **kwargs}), completions, references)
+
+
+def corpus_chrf(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
+    """Corpus chrF in [0, 100]. Arguments as for `ChrF`."""
+    return _corpus(metrics.CHRF(**kwargs), completions, references)
+
+
+def corpus_ter(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
+    """Corpus TER in [0, ∞) per cent; lower is better. Arguments as for `sacrebleu.TER`."""
+    return _corpus(metrics.TER(**kwargs), completions, references)
+
+
+def _corpus(metric: Any, completions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """`corpus_score` of sacrebleu, whose references come as streams, filled up with `None`."""
+    rows = usable_references(references, "corpus_score")
+    longest = max(map(len, rows))
+    streams = [[row[i] if i < len(row) else None for row in rows] for i in range(longest)]
+    return float(metric.corpus_score(list(completions), streams).score)
+
+
+def _bleu(
+    tokenize: str,
+    lowercase: bool,
+    smooth_method: str,
+    smooth_value: float | None,
+    max_ngram_order: int,
+    effective_order: bool,
+) -> metrics.BLEU:
+    """sacrebleu's BLEU, with arguments checked by name."""
+    if tokenize not in metrics.BLEU.TOKENIZERS:
+        raise ValueError(f"bleu: tokenize must be one of {', '.join(metrics.BLEU.TOKENIZERS)}, got {tokenize!r}")
+    if smooth_method not in metrics.BLEU.SMOOTH_DEFAULTS:
+        choices = ", ".join(metrics.BLEU.SMOOTH_DEFAULTS)
+        raise ValueError(f"bleu: smooth_method must be one of {choices}, got {smooth_method!r}")
+    return metrics.BLEU(
+        tokenize=tokenize,
+        lowercase=lowercase,
+        smooth_method=smooth_method,
+        smooth_value=smooth_value,
+        max_ngram_order=max_ngram_order,
+        effective_order=effective_order,
+        force=True,  # no warnings about text that looks tokenised
+    )
