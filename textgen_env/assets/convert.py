@@ -42,8 +42,9 @@ def convert_gguf(source: Path, folder: Path) -> None:
 def _dequantised(source: Path) -> PreTrainedModel:
     """The model in float32, free of the marks of its quantisation, with which it could not be saved."""
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    quantizer: Any = model.hf_quantizer
-    quantizer.remove_quantization_config(model)
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
     return model
 
 
