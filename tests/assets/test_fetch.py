@@ -13,6 +13,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -288,7 +289,7 @@ class TestRealAssets:
         torch.testing.assert_close(stored, expected, rtol=1e-3, atol=1e-6)
 
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
         assert model.dtype == torch.float32
         inputs = tokenizer("The capital of France is", return_tensors="pt")
         tokens = model.generate(**inputs, max_new_tokens=2, do_sample=False)[0]
