@@ -1,6 +1,6 @@
-"""Turn a GGUF file into a folder of safetensors and tokenizer files: ``python -m textgen_env.assets.convert A.gguf DIR``.
+"""Turn a GGUF file into safetensors and tokenizer files: ``python -m textgen_env.assets.convert FILE.gguf FOLDER``.
 
-Here: that one conversion, worth doing once since reading the GGUF anew takes a minute of dequantising on small machines.
+Here: that one conversion, worth doing once: reading a GGUF file takes some thirty times as long as its safetensors.
 Not here: loading models for use (``language_model.py``) and fetching (``fetch.py``, which runs this file as a process).
 Needs the optional library gguf.
 """
