@@ -51,8 +51,9 @@ def full_kl(logits: torch.Tensor, ref_logits: torch.Tensor) -> torch.Tensor:
     """
     log_p = torch.log_softmax(logits, dim=-1)
     log_q = torch.log_softmax(ref_logits, dim=-1)
-    possible = log_p > -torch.inf
-    return torch.where(possible, log_p.exp() * (log_p - log_q), 0.0).sum(dim=-1)
+    # Zeroed before the product, not after it: the gradient of 0 · (−inf + inf) would be NaN.
+    log_ratio = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)
+    return (log_p.exp() * log_ratio).sum(dim=-1)
 
 
 def check_estimator(name: str) -> KLEstimator:
@@ -109,7 +110,9 @@ class FixedKLCoefficient:
 
 
 class AdaptiveKLCoefficient(FixedKLCoefficient):
-    """β that steers the mean KL to a target: β ← β · (1 + clip(KL/target − 1, ±0.2) · n/horizon).
+    """β that steers the mean KL to a target: β ← β · (1 + clip(KL/target − 1, ±0.2) · min(n/horizon, 1)).
+
+    The minimum is ours: a batch larger than five horizons would otherwise turn β negative.
 
     Args:
         initial: β at the start, > 0 (a zero would stay zero).
@@ -129,4 +132,4 @@ class AdaptiveKLCoefficient(FixedKLCoefficient):
         if not np.isfinite(kl):
             raise ValueError(f"kl={kl!r} is not finite; the KL coefficient was left at {self.value}")
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.value *= 1.0 + error * n / self.horizon
+        self.value *= 1.0 + error * min(n / self.horizon, 1.0)

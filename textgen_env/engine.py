@@ -1,0 +1,352 @@
+"""n token episodes side by side: the only place where prefix, scorer and KL meet.
+
+Both faces (`env.TextGenEnv` with one slot, `vector_env.TextGenVectorEnv` with n) are thin coats over `Engine`; spaces,
+autoreset and the dictionaries of Gymnasium live there. Random generators are handed in: the engine owns none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from numpy.typing import NDArray
+
+from textgen_env.episode import Completion, FinishReason, Prefixes, Prompt
+from textgen_env.kl_penalty import KLPenalty, cached_logits, policy_from_function
+from textgen_env.language_model import LanguageModel
+from textgen_env.prefix_cache import PrefixCache
+from textgen_env.prompts import PromptLike, as_prompt, load_prompts, prompt_as_dict
+from textgen_env.scorers import get_scorer
+from textgen_env.scorers.base import score_parts
+from textgen_env.settings import Settings
+from textgen_env.vocabulary import ActionRules, StopStrings, same_vocabulary, tokenize_prompt
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step of m slots brought; every array is (m,), in the order of the rows that were stepped.
+
+    Attributes:
+        rewards: float64, the sum of the parts.
+        terminated: bool.
+        truncated: bool.
+        reward_parts: float64 by name.
+        ref_log_prob: float64, or None when no reference is on.
+        endings: for each position whose episode ended, the `info` of its end.
+    """
+
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    reward_parts: dict[str, NDArray[np.float64]]
+    ref_log_prob: NDArray[np.float64] | None
+    endings: dict[int, dict[str, Any]]
+
+
+class Engine:
+    """Plays n slots of the token MDP.
+
+    Args:
+        slots: how many episodes run side by side.
+        settings: what the MDP is; see `TextGenEnv` for each argument.
+
+    Attributes:
+        language_model: whose tokens are the actions; its weights load only when something asks for its logits.
+        kl: the KL penalty, with the reference model.
+        prefixes: the states.
+        playing: bool (n,); False before a reset and after the end of an episode.
+        token_rewards: float64 (n, max_new_tokens); what each token of the running episode earned, for rendering.
+        token_ref_log_probs, token_kls: the same for log π_ref and for the KL, in nats; NaN where unknown.
+    """
+
+    def __init__(self, slots: int, settings: Settings) -> None:
+        self.settings = settings
+        self.prompts = load_prompts(settings.prompts)
+        self.scorer = get_scorer(settings.scorer)
+        if hasattr(self.scorer, "fit_references"):
+            self.scorer.fit_references([prompt.references for prompt in self.prompts])
+        self.language_model = self._load(settings.model)
+        reference = settings.reference
+        self.reference = self.language_model if reference in (None, settings.model) else self._load(reference)
+        same_vocabulary(self.language_model, self.reference)
+        self.kl = KLPenalty(
+            self.reference,
+            slots,
+            coef=settings.kl_coef,
+            estimator=settings.kl_estimator,
+            temperature=settings.temperature,
+            top_p=settings.reference_top_p,
+        )
+        self.rules = ActionRules(self.language_model, settings.forbidden_tokens, settings.min_new_tokens)
+        self.stop_strings = StopStrings(settings.stop_strings)
+        self._eos = np.array(sorted(self.language_model.eos_token_ids), dtype=np.int64)
+        width = settings.max_prompt_tokens + settings.max_new_tokens
+        self.prefixes = Prefixes(slots, width, self.language_model.pad_token_id)
+        self.playing = np.zeros(slots, dtype=np.bool_)
+        self.current: list[Prompt | None] = [None] * slots
+        self.finish_reasons: list[FinishReason | None] = [None] * slots
+        self.part_names = tuple(getattr(self.scorer, "part_names", None) or ("score",))
+        if "kl" in self.part_names:
+            raise ValueError(f"scorer {settings.scorer!r} has a part named 'kl', which is the KL penalty's name")
+        self.potentials = np.zeros((slots, len(self.part_names)), dtype=np.float64)
+        self.token_rewards, self.token_ref_log_probs, self.token_kls = (
+            np.full((slots, settings.max_new_tokens), np.nan) for _ in range(3)
+        )
+        self._token_ids: dict[str, list[int]] = {}
+
+    def _load(self, source: Any) -> LanguageModel:
+        if isinstance(source, LanguageModel):
+            return source
+        return LanguageModel(source, device=self.settings.device, dtype=self.settings.dtype)
+
+    # --- starting an episode ------------------------------------------------------------------------------------------
+
+    def choose_prompt(self, generator: np.random.Generator, choice: PromptLike | int | None = None) -> Prompt:
+        """The prompt of the next episode: the given one, the one at an index, or one drawn uniformly.
+
+        Raises:
+            IndexError: an index beyond the set.
+        """
+        if choice is None:
+            return self.prompts[int(generator.integers(len(self.prompts)))]
+        if isinstance(choice, (int, np.integer)) and not isinstance(choice, bool):
+            if not 0 <= choice < len(self.prompts):
+                raise IndexError(f"options['prompt']={choice} is not an index of the {len(self.prompts)} prompts")
+            return self.prompts[int(choice)]
+        return as_prompt(choice, "options['prompt']")  # type: ignore[arg-type]
+
+    def start(self, starts: Mapping[int, Prompt]) -> None:
+        """Begin new episodes in the given rows; all prompts are tokenised before any row changes."""
+        token_ids = {row: self._tokenize(prompt) for row, prompt in starts.items()}
+        for row, prompt in starts.items():
+            self.prefixes.start(row, token_ids[row])
+            self.current[row], self.finish_reasons[row] = prompt, None
+            self.playing[row] = True
+            self.potentials[row] = 0.0
+            for column in self.token_columns:
+                column[row] = np.nan
+
+    def _tokenize(self, prompt: Prompt) -> list[int]:
+        if prompt.text not in self._token_ids:
+            if len(self._token_ids) > 10 * len(self.prompts) + 1000:  # prompts given by hand must not pile up for ever
+                self._token_ids.clear()
+            self._token_ids[prompt.text] = tokenize_prompt(
+                self.language_model, prompt.text, self.settings.max_prompt_tokens
+            )
+        return self._token_ids[prompt.text]
+
+    # --- one token ----------------------------------------------------------------------------------------------------
+
+    def step(self, actions: Any, rows: Rows) -> StepResult:
+        """Append one token to each of the given rows.
+
+        Args:
+            actions: m integers.
+            rows: int64 (m,), distinct; all of them playing.
+
+        Raises:
+            ResetNeeded: a row is not playing.
+            ValueError: an action out of range or masked.
+            ScorerError: the scorer failed. As with the others, no row has moved: the step may be taken again.
+        """
+        if not self.playing[rows].all():
+            raise ResetNeeded(f"slot {int(rows[~self.playing[rows]][0])} has no episode running: call reset() first")
+        masks = self.action_masks(rows) if self.restricted else None
+        actions = self.rules.check(actions, masks)
+        price = self.kl.price(self.prefixes, rows, actions, masks)
+        self.prefixes.append(rows, actions)
+        try:
+            reasons = self._finish_reasons(actions, rows)
+            parts, completions = self._score(rows, reasons)
+        except BaseException:
+            self.prefixes.undo(rows)
+            raise
+        if price.reward is not None:
+            parts["kl"] = price.reward
+        # Python's sum, as a reader of `reward_parts` would take it: newer Pythons round it better than numpy does.
+        rewards = np.array([sum(values) for values in zip(*(part.tolist() for part in parts.values()), strict=True)])
+        self._remember(rows, rewards, price.ref_log_prob, price.kl)
+        ended = np.array([reason is not None for reason in reasons], dtype=np.bool_)
+        cut = np.array([reason is FinishReason.LENGTH for reason in reasons], dtype=np.bool_)
+        truncated = cut if self.settings.length_limit == "truncate" else np.zeros_like(cut)
+        self.playing[rows[ended]] = False
+        endings = {int(at): self._ending(int(rows[at]), completions[int(rows[at])]) for at in np.flatnonzero(ended)}
+        return StepResult(rewards, ended & ~truncated, truncated, parts, price.ref_log_prob, endings)
+
+    def _finish_reasons(self, actions: NDArray[np.int64], rows: Rows) -> list[FinishReason | None]:
+        """Why each row ends with the action just appended, or None: EOS before a stop string before the limit."""
+        is_eos = (actions[:, None] == self._eos).any(axis=1)
+        at_limit = self.prefixes.response_lengths[rows] >= self.settings.max_new_tokens
+        reasons: list[FinishReason | None] = [None] * len(rows)
+        for at in np.flatnonzero(at_limit):
+            reasons[at] = FinishReason.LENGTH
+        if self.stop_strings:
+            for at, row in enumerate(rows):
+                if self.stop_strings.reached(self.language_model, self.prefixes.response(int(row))):
+                    reasons[at] = FinishReason.STOP
+        for at in np.flatnonzero(is_eos):
+            reasons[at] = FinishReason.EOS
+        return reasons
+
+    def _completion(self, row: int, reason: FinishReason | None) -> Completion:
+        token_ids = tuple(self.prefixes.response(row).tolist())
+        text = self.stop_strings.cut(self.language_model.decode(token_ids))
+        prompt = self.current[row]
+        assert prompt is not None  # the row is playing
+        return Completion(prompt, text, token_ids, reason)
+
+    def _score(
+        self, rows: Rows, reasons: Sequence[FinishReason | None]
+    ) -> tuple[dict[str, NDArray[np.float64]], dict[int, Completion]]:
+        """What the scorer pays each row in this step, by part; and the completions that it saw, by row.
+
+        Every scorer is a potential Φ that pays its growth, with Φ = 0 at the start. One that is not dense is asked only
+        at the end, so that the growth is its score.
+        """
+        parts = {name: np.zeros(len(rows)) for name in self.part_names}
+        dense = getattr(self.scorer, "dense", False)
+        asked = [at for at, reason in enumerate(reasons) if dense or reason is not None]
+        completions = {int(rows[at]): self._completion(int(rows[at]), reasons[at]) for at in asked}
+        if not asked:
+            return parts, completions
+        scored = self._ask_scorer(list(completions.values()))
+        for index, name in enumerate(self.part_names):
+            potentials = np.asarray(scored[name], dtype=np.float64)
+            parts[name][asked] = potentials - self.potentials[rows[asked], index]
+            self.potentials[rows[asked], index] = potentials
+        return parts, completions
+
+    def _ask_scorer(self, completions: Sequence[Completion]) -> dict[str, list[float]]:
+        """All completions in one call, with the columns that their prompts share as keyword arguments."""
+        columns = {key for completion in completions for key in completion.prompt.extra}
+        extra = {key: [completion.prompt.extra.get(key) for completion in completions] for key in columns}
+        extra["completion_ids"] = [list(completion.token_ids) for completion in completions]
+        extra["finish_reasons"] = [c.finish_reason.value if c.finish_reason else None for c in completions]
+        scored = score_parts(
+            self.scorer,
+            [completion.text for completion in completions],
+            prompts=[completion.prompt.text for completion in completions],
+            references=[list(completion.prompt.references) for completion in completions],
+            default_name="score",
+            **extra,
+        )
+        if tuple(scored) != self.part_names:
+            raise ValueError(f"scorer {self.scorer!r} returned parts {tuple(scored)}, expected {self.part_names}")
+        return scored
+
+    def _remember(
+        self,
+        rows: Rows,
+        rewards: NDArray[np.float64],
+        ref_log_probs: NDArray[np.float64] | None,
+        kls: NDArray[np.float64] | None,
+    ) -> None:
+        columns = self.prefixes.response_lengths[rows] - 1
+        self.token_rewards[rows, columns] = rewards
+        if ref_log_probs is not None:
+            self.token_ref_log_probs[rows, columns] = ref_log_probs
+        if kls is not None:
+            self.token_kls[rows, columns] = kls
+
+    def _ending(self, row: int, completion: Completion) -> dict[str, Any]:
+        """The `info` of an episode's end: plain texts and numbers, nothing of vocabulary size."""
+        assert completion.finish_reason is not None
+        self.finish_reasons[row] = completion.finish_reason
+        length = len(completion.token_ids)
+        info: dict[str, Any] = {
+            "text": completion.text,
+            "prompt": completion.prompt.text,
+            "finish_reason": completion.finish_reason.value,
+            "score": float(sum(self.potentials[row].tolist())),
+            "response_length": length,
+        }
+        for name, values in (("ref_logprob_sum", self.token_ref_log_probs), ("kl_sum", self.token_kls)):
+            if not np.isnan(values[row, :length]).any():
+                info[name] = float(values[row, :length].sum())
+        if hasattr(self.scorer, "info"):
+            info["scorer_info"] = {key: float(value) for key, value in self.scorer.info().items()}
+        return info
+
+    # --- actions and policies -----------------------------------------------------------------------------------------
+
+    @property
+    def restricted(self) -> bool:
+        """Whether any action can be masked at all."""
+        return self.rules.restrict or self.settings.reference_top_p < 1
+
+    def action_masks(self, rows: Rows) -> NDArray[np.bool_]:
+        """bool (m, V), True where an action is allowed at the given rows. Computed on demand."""
+        masks = self.rules.masks(self.prefixes.response_lengths[rows])
+        if self.settings.reference_top_p < 1:
+            masks = self.kl.nucleus(self.prefixes, rows, masks)
+        return masks
+
+    def bind_policy(self, policy: Callable[..., Any] | LanguageModel | PrefixCache | None, *, batched: bool) -> None:
+        """Let the reward pay the exact KL of a policy: a function, a language model or its cache; None unbinds."""
+        if policy is None:
+            self.kl.policy = None
+        elif isinstance(policy, (LanguageModel, PrefixCache)):
+            cache = policy if isinstance(policy, PrefixCache) else policy.prefix_cache(len(self.playing))
+            self.kl.policy = partial(cached_logits, cache)
+        elif callable(policy):
+            self.kl.policy = policy_from_function(policy, self.language_model.vocab_size, batched=batched)
+        else:
+            raise TypeError(f"policy={policy!r} must be callable, a LanguageModel or None, not {type(policy).__name__}")
+        self.kl.delegated = False
+
+    def delegate_kl(self, *, report_ref_logprob: bool = True) -> None:
+        """Leave the KL to the caller: rewards carry none; `info` has log π_ref if it is to be reported."""
+        self.kl.policy, self.kl.delegated, self.kl.report = None, True, report_ref_logprob
+
+    # --- keeping and releasing ----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The episodes in flight as plain JSON values."""
+        slots = []
+        for row, prompt in enumerate(self.current):
+            length = int(self.prefixes.response_lengths[row])
+            slots.append(
+                {
+                    "prompt": None if prompt is None else prompt_as_dict(prompt),
+                    "token_ids": self.prefixes.input_ids[row, : self.prefixes.lengths[row]].tolist(),
+                    "response_length": length,
+                    "playing": bool(self.playing[row]),
+                    "finish_reason": self.finish_reasons[row],
+                    "potentials": self.potentials[row].tolist(),
+                    "tokens": [column[row, :length].tolist() for column in self.token_columns],
+                }
+            )
+        return {"slots": slots, "kl_coef": self.kl.coef}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.kl.coef = state["kl_coef"]
+        for row, slot in enumerate(state["slots"]):
+            if slot["prompt"] is None:
+                continue
+            prompt, length = as_prompt(slot["prompt"]), slot["response_length"]
+            prompt_tokens = len(slot["token_ids"]) - length
+            self.start({row: prompt})
+            self.prefixes.start(row, slot["token_ids"][:prompt_tokens])
+            for token in slot["token_ids"][prompt_tokens:]:
+                self.prefixes.append(np.array([row]), np.array([token]))
+            self.playing[row], self.potentials[row] = slot["playing"], slot["potentials"]
+            reason = slot["finish_reason"]
+            self.finish_reasons[row] = None if reason is None else FinishReason(reason)
+            for column, values in zip(self.token_columns, slot["tokens"], strict=True):
+                column[row, :length] = values
+
+    @property
+    def token_columns(self) -> tuple[NDArray[np.float64], ...]:
+        """What is kept of each token of the running episodes: rewards, log π_ref, KL."""
+        return self.token_rewards, self.token_ref_log_probs, self.token_kls
+
+    def close(self) -> None:
+        """Release the caches of the models; may be called twice, and stepping afterwards builds them anew."""
+        self.kl.release()

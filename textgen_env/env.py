@@ -1,0 +1,157 @@
+"""The single face: a language model as a `gymnasium.Env` whose actions are tokens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, SupportsInt
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from textgen_env.face import RENDER_MODES, Face, prompt_choice
+from textgen_env.language_model import LanguageModel
+
+Observation = dict[str, NDArray[Any]]
+SLOT = np.zeros(1, dtype=np.int64)  # the rows of an engine with one slot
+
+
+class TextGenEnv(Face, gym.Env[Observation, np.int64]):
+    """Text generation as a Markov decision process: the state is a prefix, an action is the next token.
+
+    ## Action Space
+    `Discrete(n)`, n = the tokens that the model can write: the width of its logits without the padding rows of its
+    embedding. `env.unwrapped.action_masks()` tells on demand which are allowed.
+
+    ## Observation Space
+    `Dict` of three right-padded arrays of length L = max_prompt_tokens + max_new_tokens: `input_ids` (int64),
+    `attention_mask` (int8, 1 on tokens) and `response_mask` (int8, 1 on tokens that the agent wrote). The remaining
+    budget, max_new_tokens − response_mask.sum(), can be read from it, so that the horizon is part of the state.
+
+    ## Starting State
+    A prompt drawn uniformly from the set by the environment's own generator, or the one in
+    `reset(options={"prompt": text | {"prompt": …, "references": […]} | index})`. A prompt longer than
+    max_prompt_tokens is cut on the left (a BOS token stays) with a warning.
+
+    ## Rewards
+    At the end the scorer's judgement of the whole response, in the scorer's own unit; 0 before, unless the scorer is
+    dense. With kl_coef = β > 0 each step also pays for the KL to the reference, in one of three ways:
+
+    * bound, after `env.unwrapped.bind_policy(fn)`: −β·KL(π‖π_ref), by `kl_estimator`;
+    * unbound: β·log π_ref(a|s), the half of k1 that needs no policy. Together with an entropy bonus of β in the agent
+      it is the same objective, since −KL = E[log π_ref] + H(π); an agent without it is pushed towards greedy text, so
+      the first such step warns once;
+    * delegated, after `env.unwrapped.delegate_kl()`: nothing, the agent or a hook adds it from `info["ref_logprob"]`.
+
+    ## Episode End
+    Terminates at an EOS token, when the response contains a stop string, and at max_new_tokens: a horizon that belongs
+    to the task, where the score is paid. With length_limit="truncate" that last case truncates instead. Do not put a
+    `TimeLimit` around it: it would cut episodes without their score.
+
+    ## Information
+    Each step: `reward_parts` (named, they add up to the reward exactly) and, when a reference is on, `ref_logprob`.
+    At the end also `text` (without special tokens and stop string), `prompt`, `finish_reason` ("eos", "stop",
+    "length"), `score`, `response_length` (tokens, EOS counted), `ref_logprob_sum` and, bound, `kl_sum` (nats);
+    `scorer_info` if the scorer keeps counters. `reset` returns `prompt`.
+
+    ## Arguments
+    * `model`: an embedded or fetched name, a directory, a .gguf file or a hub id (safetensors or GGUF only).
+    * `reference`: likewise; default: `model`. Same vocabulary.
+    * `prompts`: list of texts or of `{"prompt", "references", …}`, a .jsonl path, the name of a set, or a mapping for
+      the `datasets` library (see `load_prompts`).
+    * `scorer`: a name, a mapping `{"name": …, options}`, or a callable
+      `scorer(completions, *, prompts, references, **extra) -> Sequence[float]`.
+    * `kl_coef` β ≥ 0; `kl_estimator`: "k1", "k2", "k3", or "full" (the exact sum over the vocabulary).
+    * `max_prompt_tokens`, `max_new_tokens`, `min_new_tokens` (no EOS before).
+    * `stop_strings`: texts that end an episode. `forbidden_tokens`: ids or tokens that are no actions.
+      `reference_top_p`: mask all but the reference's nucleus; 1 masks none. A masked action is an error.
+    * `length_limit`: "terminate" or "truncate".
+    * `temperature` > 0: divides the logits of policy and reference alike before the KL.
+    * `device`, `dtype`: of the models. `render_mode`: "human", "ansi", "rgb_array".
+
+    ## References
+    Ziegler et al., "Fine-tuning language models from human preferences" (2019); Ramamurthy et al., "Is reinforcement
+    learning (not) for natural language processing?" (2022).
+
+    ## Version History
+    * v0: first release.
+
+    Raises:
+        TypeError, ValueError: an argument that is unknown, missing or out of range; the message names it.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}
+
+    def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
+        self._set_up(1, arguments, render_mode)
+        self.observation_space, self.action_space = self._spaces()  # type: ignore[assignment]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
+        """Begin an episode.
+
+        Args:
+            seed: restarts the generator that draws prompts.
+            options: `{"prompt": text | mapping | index}` plays a given prompt.
+        """
+        super().reset(seed=seed)
+        self.engine.start({0: self.engine.choose_prompt(self.np_random, prompt_choice(options))})
+        self._show()
+        return self.engine.prefixes.observation(0), self._reset_info(0)
+
+    def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Append a token.
+
+        Args:
+            action: an element of the action space.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before `reset` or after the end.
+            ValueError: the action is out of range or masked.
+            ScorerError: the scorer failed; the episode stands where it was.
+        """
+        if np.ndim(action) != 0:
+            raise ValueError(f"action={action!r} must be one integer, got shape {np.shape(action)}")
+        result = self.engine.step(np.reshape(action, 1), SLOT)
+        self._show()
+        return (
+            self.engine.prefixes.observation(0),
+            float(result.rewards[0]),
+            bool(result.terminated[0]),
+            bool(result.truncated[0]),
+            self._step_info(result, 0),
+        )
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """bool (n,), True where an action is allowed in the present state."""
+        return self.engine.action_masks(SLOT)[0]
+
+    def bind_policy(self, policy: Callable[[Observation], Any] | LanguageModel | None) -> None:
+        """Let the reward pay the exact KL of the agent's policy.
+
+        Args:
+            policy: `fn(observation) -> logits` (n,) before temperature and masks, which are applied to policy and
+                reference alike; a `LanguageModel` or its prefix cache, asked at no cost when it was just asked for the
+                same prefix; None unbinds.
+        """
+        self.engine.bind_policy(policy, batched=False)
+
+    def render(self) -> Any:
+        """The episode so far: a text with ANSI colours ("ansi") or uint8 (H, W, 3) ("rgb_array")."""
+        if self.render_mode is None:
+            gym.logger.warn("render() needs render_mode: gym.make(id, render_mode='ansi')")
+            return None
+        return None if self.render_mode == "human" else self._render(0)
+
+    def _show(self) -> None:
+        """In "human" mode, print the episode after each change, as Gymnasium's environments do."""
+        if self.render_mode == "human":
+            sys.stdout.write(self._render(0) + "\n")
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Release the caches of the models; may be called twice."""
+        self.engine.close()
+
+    def _generators(self) -> list[np.random.Generator]:
+        return [self.np_random]

@@ -1,0 +1,51 @@
+"""The registered tasks: which prompts, scorer and limits make each id. Names only, so that every EnvSpec stays JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+TASKS: dict[str, dict[str, Any]] = {
+    "textgen/TextGen-v0": {},
+    "textgen/Sentiment-v0": {
+        "model": "tiny",
+        "prompts": "reviews",
+        "scorer": "sentiment",
+        "max_prompt_tokens": 32,
+        "max_new_tokens": 32,
+    },
+    "textgen/Summarize-v0": {
+        "model": "tiny",
+        "prompts": "summaries",
+        "scorer": "rougeL",
+        "max_prompt_tokens": 128,
+        "max_new_tokens": 32,
+    },
+    "textgen/Translate-v0": {
+        "model": "tiny",
+        "prompts": "translations",
+        "scorer": "bleu",
+        "max_prompt_tokens": 64,
+        "max_new_tokens": 32,
+    },
+    "textgen/Describe-v0": {
+        "model": "tiny",
+        "prompts": "descriptions",
+        "scorer": "cider",
+        "max_prompt_tokens": 64,
+        "max_new_tokens": 32,
+    },
+}
+
+
+def register_tasks() -> None:
+    """Register every task with Gymnasium; a second call changes nothing."""
+    for task, arguments in TASKS.items():
+        if task not in gym.registry:
+            gym.register(
+                task,
+                entry_point="textgen_env.env:TextGenEnv",
+                vector_entry_point="textgen_env.vector_env:TextGenVectorEnv",
+                kwargs=arguments,
+            )

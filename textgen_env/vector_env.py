@@ -1,0 +1,244 @@
+"""The batched face: n slots of the token MDP as one `gymnasium.vector.VectorEnv`, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from textgen_env.engine import Rows, StepResult
+from textgen_env.face import RENDER_MODES, Face, prompt_choice
+from textgen_env.language_model import LanguageModel
+
+Observations = dict[str, NDArray[Any]]
+REST = -1  # the action of a slot that has ended and is to be left alone (autoreset_mode DISABLED)
+
+
+class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
+    """n slots of `TextGenEnv`, stepped as one batch: one forward of the reference and one call of the scorer a step.
+
+    With the same seeds and actions it returns what `SyncVectorEnv` of the single face returns, in each autoreset mode.
+    The default is SAME_STEP, in which a slot that ends starts its next prompt at once, while the others go on: the old
+    observation and info are in `infos["final_obs"]` and `infos["final_info"]`.
+
+    With DISABLED a slot that has ended waits for `reset(options={"reset_mask": bool (n,)})`. Until then it rests when
+    its action is `REST` (−1): reward 0, flags and observation unchanged, no info; any other action is an error. In this
+    way a caller can collect exactly the episodes it wants.
+
+    Args:
+        num_envs: n.
+        autoreset_mode: a `gymnasium.vector.AutoresetMode` or its value.
+        render_mode: "human", "ansi" or "rgb_array".
+        **arguments: those of `TextGenEnv`.
+
+    Raises:
+        TypeError, ValueError: an argument that is unknown, missing or out of range; the message names it.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        if not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs={num_envs!r} must be an integer of at least 1")
+        self.num_envs = num_envs
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self._set_up(num_envs, arguments, render_mode)
+        self.single_observation_space, self.single_action_space = self._spaces()  # type: ignore[assignment]
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._slot_generators: list[np.random.Generator] = []
+        self._terminated = np.zeros(num_envs, dtype=np.bool_)
+        self._truncated = np.zeros(num_envs, dtype=np.bool_)
+
+    # --- reset --------------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Begin an episode in every slot, or in those of `options["reset_mask"]`.
+
+        Args:
+            seed: one integer s (slot i gets s + i), or one a slot; restarts the slots' generators.
+            options: `{"prompt": one for all, or a list with one a slot, "reset_mask": bool (n,)}`; a prompt is a text,
+                a mapping or an index. With a list, a None entry draws that slot's prompt.
+        """
+        rows = np.flatnonzero(self._reset_mask(options))
+        choices = self._prompt_choices(options)
+        for row, row_seed in enumerate(self._seeds(seed)):
+            if row_seed is not None and row in rows:
+                self._generators()[row] = seeding.np_random(row_seed)[0]
+        self._start(rows, choices)
+        infos: dict[str, Any] = {}
+        for row in rows:
+            infos = self._add_info(infos, self._reset_info(row), row)
+        return self.engine.prefixes.observation(), infos
+
+    def _start(self, rows: Rows, choices: Sequence[Any] | None = None) -> None:
+        generators = self._generators()
+        self.engine.start(
+            {int(row): self.engine.choose_prompt(generators[row], choices[row] if choices else None) for row in rows}
+        )
+        self._terminated[rows] = self._truncated[rows] = False
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, (int, np.integer)):
+            return [int(seed) + row for row in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"seed={list(seed)} must be one integer, or one for each of num_envs={self.num_envs}")
+        return seed
+
+    def _reset_mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
+        if options is None or "reset_mask" not in options:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        mask = options["reset_mask"]
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
+            raise ValueError(f"options['reset_mask']={mask!r} must be a bool array of shape ({self.num_envs},)")
+        if not mask.any():
+            raise ValueError("options['reset_mask'] must be True for at least one slot")
+        return mask
+
+    def _prompt_choices(self, options: dict[str, Any] | None) -> list[Any]:
+        choice = prompt_choice(options, ("prompt", "reset_mask"))
+        if not isinstance(choice, (list, tuple)):
+            return [choice] * self.num_envs
+        if len(choice) != self.num_envs:
+            raise ValueError(f"options['prompt'] has {len(choice)} entries; it needs one for each of {self.num_envs}")
+        return list(choice)
+
+    # --- step ---------------------------------------------------------------------------------------------------------
+
+    def step(
+        self, actions: NDArray[np.int64]
+    ) -> tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Append a token to every slot that plays.
+
+        Args:
+            actions: integers (n,). Ignored for slots that reset in this step (NEXT_STEP).
+
+        Raises:
+            gymnasium.error.ResetNeeded: a slot has no episode running.
+            ValueError: an action out of range or masked, or another shape.
+            ScorerError: the scorer failed; no slot has moved.
+        """
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,):
+            raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}")
+        ended = self._terminated | self._truncated
+        restarting = ended if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
+        resting = ended & (actions == REST) if self.autoreset_mode is AutoresetMode.DISABLED else np.zeros_like(ended)
+        rows = np.flatnonzero(~restarting & ~resting)
+        result = self.engine.step(actions[rows], rows)
+        rewards = np.zeros(self.num_envs)
+        rewards[rows] = result.rewards
+        self._terminated[rows], self._truncated[rows] = result.terminated, result.truncated
+        terminated, truncated = self._terminated & ~restarting, self._truncated & ~restarting
+        infos = self._infos(result, rows)
+        if restarting.any():
+            self._restart(np.flatnonzero(restarting), infos)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and result.endings:
+            self._restart(rows[sorted(result.endings)], infos)
+        return self.engine.prefixes.observation(), rewards, terminated, truncated, infos
+
+    def _restart(self, rows: Rows, infos: dict[str, Any]) -> None:
+        self._start(rows)
+        for row in rows:
+            self._add_info(infos, self._reset_info(row), row)
+
+    def _infos(self, result: StepResult, rows: Rows) -> dict[str, Any]:
+        """Gymnasium's dictionary of arrays with `_key` masks, filled by column, which is what keeps a step cheap."""
+        same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
+        stays = np.array([not (same_step and at in result.endings) for at in range(len(rows))], dtype=np.bool_)
+        infos: dict[str, Any] = {}
+        if stays.any():
+            mask = np.zeros(self.num_envs, dtype=np.bool_)
+            mask[rows[stays]] = True
+            parts: dict[str, Any] = {}
+            for name, values in result.reward_parts.items():
+                parts[name], parts[f"_{name}"] = self._column(values, rows, stays), mask.copy()
+            infos["reward_parts"], infos["_reward_parts"] = parts, mask.copy()
+            if result.ref_log_prob is not None:
+                infos["ref_logprob"], infos["_ref_logprob"] = self._column(result.ref_log_prob, rows, stays), mask
+        for at, ending in result.endings.items():
+            row = int(rows[at])
+            if same_step:
+                final = {"final_obs": self.engine.prefixes.observation(row), "final_info": self._step_info(result, at)}
+                self._add_info(infos, final, row)
+            else:
+                self._add_info(infos, ending, row)
+        return infos
+
+    def _column(self, values: NDArray[np.float64], rows: Rows, stays: NDArray[np.bool_]) -> NDArray[np.float64]:
+        column = np.zeros(self.num_envs)
+        column[rows[stays]] = values[stays]
+        return column
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """bool (n, V), True where an action is allowed in each slot's present state."""
+        return self.engine.action_masks(np.arange(self.num_envs))
+
+    def bind_policy(self, policy: Callable[[Observations], Any] | LanguageModel | None) -> None:
+        """Let the reward pay the exact KL of the agent's policy.
+
+        Args:
+            policy: `fn(observations) -> logits` (m, V) for a batch of m observations (those of the slots that are
+                stepped: all n, unless some rest or restart), before temperature and masks; a `LanguageModel` or its
+                prefix cache; None unbinds.
+        """
+        self.engine.bind_policy(policy, batched=True)
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One frame a slot, in the form of the single face's `render`."""
+        if self.render_mode is None:
+            gym.logger.warn("render() needs render_mode: gym.make_vec(id, render_mode='ansi')")
+            return None
+        return tuple(self._render(row) for row in range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Release the caches of the models."""
+        self.engine.close()
+
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The slots' generators."""
+        return tuple(self._generators())
+
+    def _generators(self) -> list[np.random.Generator]:
+        if not self._slot_generators:
+            self._slot_generators = [seeding.np_random()[0] for _ in range(self.num_envs)]
+        return self._slot_generators
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Face.state_dict`; with the flags of slots that have ended."""
+        flags = {"terminated": self._terminated.tolist(), "truncated": self._truncated.tolist()}
+        return super().state_dict() | flags
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Face.load_state_dict`."""
+        super().load_state_dict(state)
+        self._terminated[:], self._truncated[:] = state["terminated"], state["truncated"]
+
+
+def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        known = ", ".join(repr(known.value) for known in AutoresetMode)
+        raise ValueError(f"autoreset_mode={mode!r} must be one of {known}") from None
