@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig, PreTrainedModel
 
 from textgen_env.assets import MODELS, resolve_model
 from textgen_env.prefix_cache import PrefixCache
@@ -135,6 +135,8 @@ class LanguageModel:
         folder, gguf = self._location
         if gguf:
             kwargs["gguf_file"] = gguf
+            if what == "weights":  # plain weights, which can be trained and saved, not packed blocks
+                kwargs["quantization_config"] = GgufConfig(dequantize=True)
         elif what == "weights":
             kwargs["use_safetensors"] = True
         try:
