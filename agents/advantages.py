@@ -134,7 +134,7 @@ def _same_shape(response_mask: Tensor, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.shape != response_mask.shape:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}; it must be that of response_mask, {tuple(response_mask.shape)}"
+                f"{name} has shape {tuple(tensor.shape)}; it must be that of the mask, {tuple(response_mask.shape)}"
             )
 
 

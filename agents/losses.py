@@ -51,13 +51,13 @@ def entropy_loss(entropy: Tensor, response_mask: Tensor | None = None) -> Tensor
 
 
 def kl_loss(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
-    """E[k3] = E[e^d − d − 1], d = log π_ref(a|s) − log π(a|s): KL(π‖π_ref) inside the loss (Schulman 2020; GRPO eq. 4)."""
+    """E[k3] = E[e^d − d − 1], d = log π_ref(a|s) − log π(a|s): KL(π‖π_ref) in the loss (Schulman 2020; GRPO eq. 4)."""
     d = log_ratio(ref_log_prob, log_prob, response_mask)
-    return masked_mean(d.exp() - d - 1, response_mask)
+    return masked_mean(torch.expm1(d) - d, response_mask)
 
 
 def language_model_loss(log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
-    """−E[log π(x_t | x_<t)] on given text: supervised training, and the "ptx" term of InstructGPT (Ouyang 2022, eq. 2)."""
+    """−E[log π(x_t | x_<t)] on given text: supervised training, or InstructGPT's "ptx" term (Ouyang 2022, eq. 2)."""
     return -masked_mean(log_prob, response_mask)
 
 
@@ -68,7 +68,7 @@ def log_ratio(log_prob: Tensor, other_log_prob: Tensor, response_mask: Tensor | 
 
 
 def approx_kl(log_prob: Tensor, old_log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
-    """How far the update has moved: E[k3] of KL(π_old‖π) on tokens of π_old, e^d − 1 − d with d = log ρ (nats a token)."""
+    """How far the update has moved, nats a token: KL(π_old‖π) by k3 on tokens of π_old, e^d − 1 − d with d = log ρ."""
     d = log_ratio(log_prob, old_log_prob, response_mask)
     return masked_mean(torch.expm1(d) - d, response_mask).detach()
 

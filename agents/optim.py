@@ -49,7 +49,8 @@ class MasterAdamW:
             for decayed, decay in ((True, weight_decay), (False, 0.0)):
                 chosen = [m for m in masters if (m.dim() >= 2) is decayed]
                 if chosen:
-                    master_groups.append({"params": chosen, "lr": group["lr"], "peak_lr": group["lr"], "weight_decay": decay})
+                    lr = group["lr"]
+                    master_groups.append({"params": chosen, "lr": lr, "peak_lr": lr, "weight_decay": decay})
         if not self.params:
             raise ValueError("groups holds no trainable parameter; unfreeze at least one")
         self.adamw = torch.optim.AdamW(master_groups, betas=betas, eps=eps)
@@ -73,13 +74,17 @@ class MasterAdamW:
         for group in self.adamw.param_groups:
             group["lr"] = group["peak_lr"] * lr_factor
         self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        self.discard()
         self._publish()
+
+    def discard(self) -> None:
+        """Forget the accumulated gradients."""
+        self.adamw.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def _publish(self) -> None:
         for param, master in zip(self.params, self.masters, strict=True):
-            # copy_ also where the storage is shared: it raises the parameter's version, by which caches notice the change
+            # copy_ also where the storage is shared: it raises the parameter's version, by which caches notice
             param.copy_(master)
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,7 +102,9 @@ class MasterAdamW:
         masters = state["masters"]
         shapes = [tuple(masters[str(i)].shape) for i in range(len(masters))]
         if shapes != [tuple(m.shape) for m in self.masters]:
-            raise ValueError(f"the state holds {len(shapes)} tensors that do not fit the {len(self.masters)} trainable ones")
+            raise ValueError(
+                f"the state holds {len(shapes)} tensors that do not fit the {len(self.masters)} trainable ones"
+            )
         for i, master in enumerate(self.masters):
             master.copy_(masters[str(i)])
         moments = {int(i): dict(entry) for i, entry in state["moments"].items()}

@@ -6,7 +6,6 @@ import statistics
 
 import pytest
 import torch
-
 from textgen_env.agents.advantages import (
     gae,
     group_relative,
@@ -49,7 +48,8 @@ def test_gae_by_hand():
     """γ=1, λ=.5, V=(1, 2), r=(0, 3): δ=(1, 1), A=(1.5, 1), R=(2.5, 3); a bootstrap of 4 makes δ=(1, 5), A=(3.5, 5)."""
     rewards, values, mask = torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 2.0]]), torch.ones(1, 2)
     advantages, returns = gae(rewards, values, mask, 1.0, 0.5)
-    assert advantages.tolist() == [[1.5, 1.0]] and returns.tolist() == [[2.5, 3.0]]
+    assert advantages.tolist() == [[1.5, 1.0]]
+    assert returns.tolist() == [[2.5, 3.0]]
     advantages, _ = gae(rewards, values, mask, 1.0, 0.5, torch.tensor([4.0]))
     assert advantages.tolist() == [[3.5, 5.0]]
 

@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from torch.autograd import gradcheck
-
 from textgen_env.agents import losses
+from torch.autograd import gradcheck
 
 
 def random_tokens(seed: int, n: int = 24) -> tuple[torch.Tensor, ...]:
@@ -104,4 +103,6 @@ def test_rectangles_with_a_mask_equal_packed_tokens_even_with_infinities_outside
         rectangular = loss(wide, old + junk, advantage, mask)
         torch.testing.assert_close(rectangular, loss(new[mask], old[mask], advantage[mask], None))
     losses.clipped_surrogate(wide, old + junk, advantage, 0.2, mask).backward()
-    assert wide.grad is not None and wide.grad.isfinite().all() and wide.grad[~mask].eq(0).all()
+    assert wide.grad is not None
+    assert wide.grad.isfinite().all()
+    assert wide.grad[~mask].eq(0).all()

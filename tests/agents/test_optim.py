@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-
 from textgen_env.agents.optim import MasterAdamW, lr_factor
+from torch import nn
 
 
 def quadratic_steps(optimizer: MasterAdamW, param: nn.Parameter, steps: int) -> None:
@@ -41,7 +40,8 @@ def test_small_updates_reach_bf16_weights():
     optimizer = MasterAdamW([{"params": [param], "lr": 1e-5}])
     quadratic_steps(optimizer, param, 500)
     torch.testing.assert_close(optimizer.masters[0], torch.full((4,), 1.005), atol=1e-4, rtol=0)
-    assert torch.equal(param, optimizer.masters[0].bfloat16()) and param.gt(1).all()
+    assert torch.equal(param, optimizer.masters[0].bfloat16())
+    assert param.gt(1).all()
     assert all(s["exp_avg"].dtype == torch.float32 for s in optimizer.adamw.state.values())
 
 
@@ -52,7 +52,8 @@ def test_gradients_accumulate_in_fp32():
     for slope in (256.0, 1.0, 1.0):
         (param * slope).sum().backward()
         optimizer.accumulate()
-    assert optimizer.masters[0].grad.item() == 258 and param.grad is None
+    assert optimizer.masters[0].grad.item() == 258
+    assert param.grad is None
 
 
 def test_clip_scales_to_the_norm_and_reports_the_one_before():
@@ -70,7 +71,8 @@ def test_a_step_raises_the_version_of_the_parameter(dtype):
     param = nn.Parameter(torch.zeros(2, dtype=dtype))
     before = param._version
     quadratic_steps(MasterAdamW([{"params": [param], "lr": 0.1}]), param, 1)
-    assert param._version > before and param.ne(0).all()
+    assert param._version > before
+    assert param.ne(0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -86,7 +88,8 @@ def test_state_round_trip_continues_bit_for_bit(dtype):
     second, resumed = build()
     second.load_state_dict(first.state_dict())
     quadratic_steps(second, resumed, 4)
-    assert torch.equal(param, resumed) and torch.equal(straight.masters[0], second.masters[0])
+    assert torch.equal(param, resumed)
+    assert torch.equal(straight.masters[0], second.masters[0])
 
 
 def test_state_of_other_parameters_is_refused():

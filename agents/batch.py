@@ -1,0 +1,66 @@
+"""A scored rollout: what an update treats as constant, and the metrics that describe it.
+
+What lives here: `Batch`, `describe` (docs/metrics.md explains each number) and `to_grid`. What does not: how the
+numbers came about (``rollout.py``, ``ppo.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from textgen_env.kl import k1, k3
+
+from .advantages import masked_mean
+from .losses import explained_variance
+from .rollout import Rollout
+
+
+@dataclass
+class Batch:
+    """A rollout with everything that `PPO.update` treats as constant; tensors are (B, T), 0 off the response tokens."""
+
+    rollout: Rollout
+    packs: list[Tensor]  # row numbers; each pack is one forward pass, of the same shape whenever it is run
+    old_log_probs: Tensor
+    values: Tensor
+    ref_log_probs: Tensor | None
+    rewards: Tensor  # with the KL penalty
+    advantages: Tensor
+    returns: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def describe(batch: Batch) -> dict[str, float]:
+    """Metrics of a scored rollout; docs/metrics.md explains each."""
+    rollout, mask = batch.rollout, batch.rollout.response_mask
+    metrics = {
+        "score": rollout.scores.mean(),
+        "score_std": rollout.scores.std(correction=0),
+        "reward": batch.rewards.sum(dim=1).mean(),
+        "response_length": rollout.lengths.float().mean(),
+        "value": masked_mean(batch.values, mask),
+        "explained_variance": explained_variance(batch.values, batch.returns, mask),
+        "advantage_std": batch.advantages[mask.bool()].std(correction=0),
+        "sampling_gap": masked_mean((batch.old_log_probs - rollout.sampled_log_probs).abs(), mask),
+    }
+    if batch.ref_log_probs is not None:
+        kl = k1(batch.old_log_probs, batch.ref_log_probs) * mask
+        metrics["kl_per_token"] = masked_mean(kl, mask)
+        metrics["kl_per_token_k3"] = masked_mean(k3(batch.old_log_probs, batch.ref_log_probs), mask)
+        metrics["kl_per_response"] = kl.sum(dim=1).mean()
+        metrics["reference_perplexity"] = torch.exp(-masked_mean(batch.ref_log_probs, mask))
+    reasons = rollout.finish_reasons
+    return {"eos_rate": reasons.count("eos") / len(reasons)} | {name: float(value) for name, value in metrics.items()}
+
+
+def to_grid(rollout: Rollout, packs: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
+    """Per-token values that were computed pack by pack → (B, T), 0 outside the response tokens."""
+    grid = torch.zeros(rollout.response_mask.shape, device=rollout.response_mask.device)
+    for rows, part in zip(packs, parts, strict=True):
+        mask = rollout.response_mask[rows].bool()
+        grid[rows] = torch.zeros(mask.shape, device=grid.device).masked_scatter(mask, part)
+    return grid

@@ -1,0 +1,207 @@
+"""The actor (a language model) and the critic (a value head) of a token-level trainer.
+
+What lives here: which weights there are and which of them learn (all, the upper layers, or LoRA adapters), one
+teacher-forced `ActorCritic.evaluate` for log-probs, values and entropies, the frozen reference, and saving.
+What does not: sampling (``rollout.py``), losses, optimisers. The forward pass itself belongs to `textgen_env.scoring`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from textgen_env.language_model import LanguageModel
+from textgen_env.scoring import response_log_probs
+from textgen_env.trunk import unwrap
+
+
+@dataclass
+class PolicyConfig:
+    """Which weights the agent has and which of them learn."""
+
+    critic: Literal["shared", "separate"] = "shared"
+    """Value head on the actor's last hidden state, or on a second model of its own."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on all linear layers; 0 trains the weights themselves."""
+    lora_alpha: int = 32
+    """LoRA scale: the update is alpha / rank · B·A."""
+    frozen_layers: int = 0
+    """Transformer blocks, from the input up, that do not learn; any number above 0 freezes the embeddings too."""
+
+
+class Evaluation(NamedTuple):
+    """Per response token, in row-major order of response_mask: all (N,) float32."""
+
+    log_probs: Tensor
+    values: Tensor
+    entropy: Tensor | None
+
+
+class ActorCritic(nn.Module):
+    """A language model with a value head; dropout is always off.
+
+    Args:
+        language_model: the actor. Its weights are trained in place: give it one that nobody else uses.
+        config: critic, LoRA and frozen layers.
+        generator: source of LoRA's initial weights; None takes seed 0. The value head starts at zero: V = 0.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        config: PolicyConfig | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config or PolicyConfig()
+        model: nn.Module = language_model.model
+        self.critic = copy.deepcopy(unwrap(model).base_model) if self.config.critic == "separate" else None
+        if self.config.lora_rank:
+            model = _with_lora(model, self.config, generator or torch.Generator().manual_seed(0))
+            language_model = LanguageModel.from_modules(model, language_model.tokenizer, name=language_model.source)
+        for trunk in (model, self.critic):
+            if trunk is not None:
+                _freeze(trunk, self.config.frozen_layers, keep_frozen=bool(self.config.lora_rank) and trunk is model)
+        self.language_model = language_model
+        self.actor: nn.Module = model
+        hidden_size = unwrap(model).config.get_text_config().hidden_size
+        self.value_head = nn.Linear(hidden_size, 1, device=next(model.parameters()).device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.value_head.weight.device
+
+    def evaluate(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, **sampling: Any) -> Evaluation:
+        """Teacher-forced log π(a_t|s_t) and V(s_t) of every response token, with gradient.
+
+        Args:
+            input_ids, attention_mask, response_mask: (B, T), right-padded.
+            sampling: what the tokens were sampled with, see `textgen_env.scoring.response_log_probs`.
+
+        Raises:
+            RuntimeError: a module is in training mode; dropout would make the ratios of PPO wrong without a word.
+        """
+        if any(module.training for module in self.modules()):
+            raise RuntimeError("the policy is in training mode; call policy.eval(): dropout must be off here too")
+        scores = response_log_probs(
+            self.actor,
+            input_ids,
+            attention_mask,
+            response_mask,
+            vocab_size=self.language_model.vocab_size,
+            **sampling,
+        )
+        hidden = scores.hidden
+        if self.critic is not None:
+            before = response_mask.bool().roll(-1, dims=1)  # column 0 is never a response, so nothing wraps round
+            hidden = self.critic(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[
+                before
+            ]
+        return Evaluation(scores.log_probs, self.value_head(hidden.float()).squeeze(-1), scores.entropy)
+
+    @torch.no_grad()
+    def final_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """V of the state after the last token, (B,): what a trajectory that was cut is bootstrapped with."""
+        lengths = attention_mask.sum(dim=1)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        # one more column with any token: the state before it is the final one
+        ids, mask = (torch.cat([x, torch.zeros_like(x[:, :1])], dim=1) for x in (input_ids, attention_mask))
+        probe = torch.zeros_like(mask)
+        mask[rows, lengths] = probe[rows, lengths] = 1
+        return self.evaluate(ids, mask, probe).values
+
+    def reference(self) -> Callable[..., Tensor]:
+        """log π_ref of the response tokens under the weights as they were: (B, T) ×3, **sampling → (N,).
+
+        With LoRA it is the same model with its adapters switched off; otherwise a frozen copy is taken *now*.
+        """
+        if not self.config.lora_rank:
+            return frozen_scorer(copy.deepcopy(self.actor), self.language_model.vocab_size)
+        adapted: Any = self.actor
+
+        @torch.no_grad()
+        def score(*batch: Tensor, **sampling: Any) -> Tensor:
+            with adapted.disable_adapter():
+                vocab_size = self.language_model.vocab_size
+                return response_log_probs(adapted, *batch, vocab_size=vocab_size, **sampling).log_probs
+
+        return score
+
+    def parameter_groups(self, lr: float, value_lr: float) -> list[dict[str, Any]]:
+        """What learns: the actor (and a separate critic) at ``lr``, the value head at ``value_lr``."""
+        head = {id(p) for p in self.value_head.parameters()}
+        trunk = [p for p in self.parameters() if p.requires_grad and id(p) not in head]
+        return [{"params": trunk, "lr": lr}, {"params": list(self.value_head.parameters()), "lr": value_lr}]
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder that transformers' ``from_pretrained`` loads (LoRA merged), with the critic beside it.
+
+        Files: the model's and tokenizer's own; ``critic.safetensors`` (value head, and the trunk of a separate critic);
+        with LoRA also ``adapter/``, which peft loads onto the original weights.
+        """
+        path = Path(path)
+        model: Any = self.actor
+        if self.config.lora_rank:
+            model.save_pretrained(path / "adapter")
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(path)
+        self.language_model.tokenizer.save_pretrained(path)
+        critic = {f"value_head.{k}": v for k, v in self.value_head.state_dict().items()}
+        if self.critic is not None:
+            critic |= {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
+        save_file({k: v.clone().contiguous() for k, v in critic.items()}, path / "critic.safetensors")
+
+
+def frozen_scorer(model: nn.Module, vocab_size: int) -> Callable[..., Tensor]:
+    """log π_ref under a given model, which is frozen: (B, T) ×3, **sampling → (N,). See `ActorCritic.reference`."""
+    model.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def score(*batch: Tensor, **sampling: Any) -> Tensor:
+        return response_log_probs(model, *batch, vocab_size=vocab_size, **sampling).log_probs
+
+    return score
+
+
+def _with_lora(model: nn.Module, config: PolicyConfig, generator: torch.Generator) -> nn.Module:
+    from peft import LoraConfig, get_peft_model  # optional: an extra of the package
+
+    lora = LoraConfig(
+        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; what it drew is replaced below
+        adapted = get_peft_model(model, lora)
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name:
+            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)
+    return adapted
+
+
+def _freeze(model: nn.Module, layers: int, *, keep_frozen: bool) -> None:
+    """Switch off the gradient of the embeddings and the lowest ``layers`` blocks; ``keep_frozen`` thaws nothing."""
+    if not keep_frozen:
+        model.requires_grad_(True)
+    if layers == 0:
+        return
+    blocks = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+    if not 0 <= layers <= len(blocks):
+        raise ValueError(f"frozen_layers={layers} must be between 0 and the {len(blocks)} blocks of the model")
+    embeddings: Any = unwrap(model).get_input_embeddings()
+    for module in [embeddings, *blocks[:layers]]:
+        module.requires_grad_(False)

@@ -1,0 +1,75 @@
+"""The settings of token-level PPO, each with its unit; read by ``ppo.py`` and, as command-line flags, by ``run.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class PPOConfig:
+    """Settings of the algorithm; docs/ppo.md says what each does."""
+
+    episodes: int = 64
+    """Trajectories per iteration, at least the number of slots of the environment."""
+    epochs: int = 2
+    """Passes over them."""
+    minibatch_size: int = 16
+    """Trajectories per optimiser step."""
+    micro_batch_size: int = 16
+    """Trajectories per forward pass; gradients accumulate over minibatch_size / micro_batch_size of them."""
+    lr: float = 1e-4
+    """Peak learning rate of the actor (and of a separate critic)."""
+    value_lr: float = 1e-3
+    """Peak learning rate of the value head."""
+    warmup_updates: int = 0
+    """Iterations of linear warm-up."""
+    lr_decay: Literal["constant", "linear", "cosine"] = "linear"
+    """What the learning rate does after the warm-up, over the whole run."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    gamma: float = 1.0
+    """Discount per token."""
+    lam: float = 0.95
+    """λ of generalised advantage estimation."""
+    clip: float = 0.2
+    """ε of the clipped surrogate."""
+    value_clip: float | None = 0.2
+    """ε of the clipped value loss, in units of reward; None switches it off."""
+    value_coef: float = 0.1
+    """Weight of the value loss."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    whiten: bool = True
+    """Whiten the advantages over the whole batch."""
+    kl_coef: float = 0.05
+    """β, reward per nat of KL(π‖π_ref); 0 runs no reference model at all."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """−β·k1 in the reward of each token, or β·k3 in the loss."""
+    kl_target: float | None = None
+    """If set, β adapts so that the mean KL of a whole *response* stays near this many nats (Ziegler et al. 2019)."""
+    kl_horizon: float = 10_000
+    """Responses over which an adaptive β can change by about 20 %."""
+    target_kl: float | None = None
+    """Stop the update before a step once the policy has moved this many nats per token from the start of the update."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 for all. Scored log-probs are of the same distribution."""
+    top_p: float = 1.0
+    """Sample from the nucleus of this mass; 1 for all."""
+    ptx_coef: float = 0.0
+    """Weight of the language-model loss on given texts (the "ptx" term of InstructGPT)."""
+    seed: int = 1
+    """Seeds sampling, shuffling and the environment; global generators are left alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "epochs", "minibatch_size", "micro_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.minibatch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size={self.micro_batch_size} must divide minibatch_size={self.minibatch_size}"
+            )
+        if self.kl_in not in ("reward", "loss"):
+            raise ValueError(f'kl_in={self.kl_in!r} is not one of "reward", "loss"')

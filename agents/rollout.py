@@ -1,0 +1,210 @@
+"""Collecting whole trajectories from a vector environment into rectangular tensors.
+
+What lives here: `collect`, which plays exactly B episodes on n slots with a prefix-reusing cache, and `Rollout`, what
+it returns. What does not: log-probs for training (the caller scores the whole rollout in one teacher-forced pass, so
+that old and new ones come from the same kind of forward), KL, advantages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textgen_env.language_model import LanguageModel
+from textgen_env.sampling import sample, warp_logits
+from textgen_env.vector_env import REST
+
+
+@dataclass
+class Rollout:
+    """B whole trajectories, right-padded to the longest of them: T columns of prompt and response."""
+
+    input_ids: Tensor  # (B, T) int64
+    attention_mask: Tensor  # (B, T) int64, 1 on prompt and response
+    response_mask: Tensor  # (B, T) int64, 1 on the tokens the agent wrote: everything per token is told there
+    rewards: Tensor  # (B, T) float32, as the environment paid them; no KL part
+    sampled_log_probs: Tensor  # (B, T) float32, at sampling time; for diagnosis, not for ratios
+    terminated: Tensor  # (B,) bool
+    truncated: Tensor  # (B,) bool
+    scores: Tensor  # (B,) float32, the scorer's value of the whole response
+    prompts: list[str]
+    texts: list[str]
+    finish_reasons: list[str]
+    action_masks: Tensor | None  # (N, V) bool for the N response tokens in row-major order; None when all was allowed
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) response tokens of each trajectory."""
+        return self.response_mask.sum(dim=1)
+
+    def scatter(self, per_token: Tensor) -> Tensor:
+        """(N,) values of the response tokens in row-major order → (B, T), 0 elsewhere."""
+        grid = torch.zeros(self.response_mask.shape, dtype=per_token.dtype, device=per_token.device)
+        return grid.masked_scatter(self.response_mask.bool(), per_token)
+
+    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids, attention_mask, response_mask of some trajectories, cut to the longest of them: (b, t) each."""
+        width = int(self.attention_mask[rows].sum(dim=1).max())
+        return self.input_ids[rows, :width], self.attention_mask[rows, :width], self.response_mask[rows, :width]
+
+    def masks(self, rows: Tensor) -> Tensor | None:
+        """(n, V) action masks of the response tokens of some trajectories, or None."""
+        if self.action_masks is None:
+            return None
+        return torch.cat([self.action_masks.split(self.lengths.tolist())[row] for row in rows.tolist()])
+
+    def to(self, device: torch.device) -> Rollout:
+        """The same rollout with its tensors on ``device``."""
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+class _Recorder:
+    """What happened in each of B episodes, gathered step by step."""
+
+    def __init__(self, episodes: int) -> None:
+        self.rewards: list[list[float]] = [[] for _ in range(episodes)]
+        self.log_probs: list[list[float]] = [[] for _ in range(episodes)]
+        self.masks: list[list[NDArray[np.bool_] | None]] = [[] for _ in range(episodes)]
+        self.final: list[dict[str, Any]] = [{} for _ in range(episodes)]
+
+    def rollout(self) -> Rollout:
+        """Pad everything to the longest trajectory."""
+        final = self.final
+        width = max(int(f["attention_mask"].sum()) for f in final)
+        ids, attention, response = (
+            torch.from_numpy(np.stack([f[key][:width] for f in final]).astype(np.int64))
+            for key in ("input_ids", "attention_mask", "response_mask")
+        )
+        per_token = [
+            torch.zeros(response.shape).masked_scatter(response.bool(), torch.tensor([x for xs in lists for x in xs]))
+            for lists in (self.rewards, self.log_probs)
+        ]
+        return Rollout(
+            input_ids=ids,
+            attention_mask=attention,
+            response_mask=response,
+            rewards=per_token[0],
+            sampled_log_probs=per_token[1],
+            terminated=torch.tensor([bool(f["terminated"]) for f in final]),
+            truncated=torch.tensor([bool(f["truncated"]) for f in final]),
+            scores=torch.tensor([float(f["score"]) for f in final]),
+            prompts=[str(f["prompt"]) for f in final],
+            texts=[str(f["text"]) for f in final],
+            finish_reasons=[str(getattr(f["finish_reason"], "value", f["finish_reason"])) for f in final],
+            action_masks=self._action_masks(),
+        )
+
+    def _action_masks(self) -> Tensor | None:
+        masks = [mask for episode in self.masks for mask in episode]
+        restricted = next((mask for mask in masks if mask is not None), None)
+        if restricted is None:
+            return None
+        everything = np.ones_like(restricted)
+        return torch.from_numpy(np.stack([everything if mask is None else mask for mask in masks]))
+
+
+@torch.no_grad()
+def collect(
+    venv: gym.vector.VectorEnv,
+    language_model: LanguageModel,
+    episodes: int,
+    *,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    greedy: bool = False,
+    prompts: Sequence[str | Mapping[str, Any] | int] | None = None,
+) -> Rollout:
+    """Play exactly ``episodes`` whole trajectories: a slot that has ended takes the next one, the last ones rest.
+
+    Args:
+        venv: made with ``autoreset_mode=AutoresetMode.DISABLED``.
+        language_model: the policy; its cache sees one new token a slot and step.
+        episodes: B, at least the number of slots.
+        generator: source of the samples.
+        temperature, top_k, top_p: how the next token is drawn; the environment's action masks apply as well.
+        greedy: take the likeliest token instead.
+        prompts: B prompts to play (anything ``reset(options={"prompt": …})`` takes); None lets the environment draw.
+
+    Returns:
+        The trajectories in the order in which they were started.
+
+    Raises:
+        ValueError: fewer episodes than slots, or the environment resets by itself.
+    """
+    slots = venv.num_envs
+    _check(venv, episodes, prompts)
+    env: Any = venv.unwrapped
+    cache = language_model.prefix_cache(slots)
+    recorder = _Recorder(episodes)
+    episode = np.arange(slots)  # which trajectory each slot plays; ≥ episodes: it rests
+    started = slots
+    observation, _ = venv.reset(options=_options(np.ones(slots, dtype=bool), episode, prompts))
+    while (active := np.flatnonzero(episode < episodes)).size:
+        allowed = _action_masks(env, active)
+        lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)[active]
+        ids = observation["input_ids"][active, : lengths.max()]
+        logits = cache.next_logits(ids, lengths, rows=active)
+        mask = None if allowed is None else torch.from_numpy(allowed)
+        logits = warp_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, mask=mask)
+        tokens, log_probs = _greedy(logits) if greedy else sample(logits, generator)
+        actions = np.full(slots, REST, dtype=np.int64)
+        actions[active] = tokens.cpu().numpy()
+        observation, rewards, terminated, truncated, info = venv.step(actions)
+        for k, slot in enumerate(active):
+            recorder.rewards[episode[slot]].append(float(rewards[slot]))
+            recorder.log_probs[episode[slot]].append(float(log_probs[k]))
+            recorder.masks[episode[slot]].append(None if allowed is None else allowed[k])
+        ended = active[(terminated | truncated)[active]]
+        for slot in ended:
+            recorder.final[episode[slot]] = {
+                **{key: observation[key][slot].copy() for key in observation},
+                **{key: info[key][slot] for key in ("score", "prompt", "text", "finish_reason")},
+                "terminated": terminated[slot],
+                "truncated": truncated[slot],
+            }
+        episode[ended] = started + np.arange(len(ended))
+        started += len(ended)
+        refill = np.isin(np.arange(slots), ended) & (episode < episodes)
+        if refill.any():
+            observation, _ = venv.reset(options=_options(refill, episode, prompts))
+    return recorder.rollout()
+
+
+def _check(venv: gym.vector.VectorEnv, episodes: int, prompts: Sequence[Any] | None) -> None:
+    mode = venv.metadata.get("autoreset_mode")
+    if mode is not gym.vector.AutoresetMode.DISABLED:
+        raise ValueError(f"venv has autoreset_mode={mode}; make it with autoreset_mode=AutoresetMode.DISABLED")
+    if episodes < venv.num_envs:
+        raise ValueError(f"episodes={episodes} must be at least the {venv.num_envs} slots of the environment")
+    if prompts is not None and len(prompts) != episodes:
+        raise ValueError(f"prompts has {len(prompts)} entries; it needs one for each of the {episodes} episodes")
+
+
+def _options(refill: NDArray[np.bool_], episode: NDArray[np.int64], prompts: Sequence[Any] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"reset_mask": refill}
+    if prompts is not None:
+        options["prompt"] = [prompts[min(e, len(prompts) - 1)] for e in episode]
+    return options
+
+
+def _action_masks(env: Any, active: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    """(n_active, V) allowed tokens, or None where everything is."""
+    if not env.engine.restricted:
+        return None
+    masks: NDArray[np.bool_] = env.engine.action_masks(active)
+    return None if masks.all() else masks
+
+
+def _greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    best = logits.log_softmax(dim=-1).max(dim=-1)
+    return best.indices, best.values
