@@ -1,8 +1,8 @@
 """What a scorer is, how one is called, and how its mistakes are reported. No metric lives here.
 
-A scorer is any callable `scorer(completions, *, prompts, references, **extra) -> Sequence[float]`. A plain function will
-do; so will a reward function in the form of other trainers, `f(prompts, completions, **kwargs)`. Everything that calls a
-scorer does so through `call_scorer` or `score_parts`, which check what comes back.
+A scorer is any callable `scorer(completions, *, prompts, references, **extra) -> Sequence[float]`. A plain function
+will do; so will a reward function in the form of other trainers, `f(prompts, completions, **kwargs)`. Everything that
+calls a scorer does so through `call_scorer` or `score_parts`, which check what comes back.
 
 Optional attributes of a scorer that callers honour:
 
@@ -15,6 +15,7 @@ Optional attributes of a scorer that callers honour:
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import time
@@ -166,10 +167,8 @@ def _accepted(function: Callable[..., Any]) -> tuple[bool, frozenset[str] | None
     named = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     accepted = "completions" in named, None if takes_any else named
-    try:
+    with contextlib.suppress(TypeError):
         _ACCEPTS[key] = accepted
-    except TypeError:
-        pass
     return accepted
 
 
@@ -184,6 +183,8 @@ def _call(
         if by_keyword:
             return method(completions=completions, **keywords)
         return method(completions, **keywords)
+    except ScorerError:  # from a scorer inside this one; it has said all there is to say
+        raise
     except Exception as error:
         # asking again text by text finds the one to blame; a slow scorer is not asked again
         search = len(completions) > 1 and time.monotonic() - start < 1.0
@@ -205,7 +206,7 @@ def _culprit(
         }
         try:
             method(completions=[text], **alone) if by_keyword else method([text], **alone)
-        except Exception:  # noqa: BLE001 - whatever it raises, it is to blame
+        except Exception:
             return row
     return 0
 

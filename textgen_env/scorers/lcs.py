@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 
 def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     """Length of a longest common subsequence of two token lists."""
-    row = (1 << len(b)) - 1
+    last = (1 << len(b)) - 1
     for row in _rows(a, b):
-        pass
-    return len(b) - row.bit_count()
+        last = row
+    return len(b) - last.bit_count()
 
 
 def lcs_indices(reference: Sequence[str], candidate: Sequence[str]) -> list[int]:

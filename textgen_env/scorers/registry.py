@@ -1,6 +1,7 @@
 """From a name or a JSON description to a scorer, and the corpus-level metrics by name. No metric lives here.
 
-A module is imported when the first of its scorers is built, so that nobody pays for, or has to install, what is not used.
+A module is imported when the first of its scorers is built, so that nobody pays for, or has to install, what is not
+used.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ROUGE-1, -2, -L and -Lsum as rewards, and their corpus means. Tokens, stemming and formulas are those of rouge-score.
 
-Equal to rouge-score, and faster where it counts: tokenised references are remembered, words are stemmed once, and longest
-common subsequences come from `lcs` instead of a table of lists. Nothing else than ROUGE lives here.
+Equal to rouge-score, and faster where it counts: tokenised references are remembered, words are stemmed once, and
+longest common subsequences come from `lcs` instead of a table of lists. Nothing else than ROUGE lives here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from nltk.stem.porter import PorterStemmer
 from rouge_score.scoring import fmeasure
 
 from .base import usable_references
-from .caching import LRUCache
 from .lcs import lcs_indices, lcs_length
+from .shared_state import LRUCache
 
 _STEMMER = PorterStemmer()
 _WORD = re.compile(r"[a-z0-9]+")

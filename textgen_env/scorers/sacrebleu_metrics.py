@@ -1,7 +1,7 @@
 """Sentence BLEU, chrF and TER as rewards, and their corpus-level values: thin faces of sacrebleu.
 
-The statistics and formulas are sacrebleu's own. What is added here: references are prepared once and remembered, since a
-task asks for the same references in every epoch; scales; and what to do with very long texts under TER.
+The statistics and formulas are sacrebleu's own. What is added here: references are prepared once and remembered, since
+a task asks for the same references in every epoch; scales; and what to do with very long texts under TER.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rapidfuzz.distance import Levenshtein
 from sacrebleu import metrics
 
 from .base import usable_references
-from .caching import LRUCache
+from .shared_state import LRUCache
 
 
 class _SacrebleuScorer:

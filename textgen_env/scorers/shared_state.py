@@ -1,4 +1,7 @@
-"""A thread-safe least-recently-used cache that may be pickled and deep-copied. What is cached is the callers' matter."""
+"""What threads share and copies leave behind: a lock, and a cache of the least recently used kind.
+
+Environments deep-copy their arguments and worker processes pickle them; these two survive both by starting anew.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,24 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 
+class Lock:
+    """`threading.Lock` as a context manager; copies and pickles start unlocked."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Lock, ()
+
+
 class LRUCache:
-    """Maps keys to values and forgets the longest unused one beyond `maxsize`.
+    """Maps keys to values and forgets the longest unused one beyond `maxsize`. Thread-safe.
 
     Copies and pickles start empty: a cache is never part of a scorer's state.
     """
@@ -19,7 +38,7 @@ class LRUCache:
             raise ValueError(f"maxsize must be at least 1, got {maxsize}")
         self.maxsize = maxsize
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def get(self, key: Hashable, default: Any = None) -> Any:
         """The value of `key`, or `default`."""

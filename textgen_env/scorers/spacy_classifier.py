@@ -1,0 +1,60 @@
+"""Rewards from a text classifier of spaCy, such as the fetched "imdb-sentiment". Needs the optional library spacy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import spacy
+
+from textgen_env.assets import resolve_model
+
+from .shared_state import Lock
+
+_TEXTS = ("prompt+completion", "completion")
+
+
+class SpacyClassifier:
+    """The score in [0, 1] that a spaCy pipeline's text classifier gives to a label; higher is better.
+
+    The pipeline is loaded at the first score. An empty text is scored like any other. One text is scored at a time by
+    any thread, since a spaCy vocabulary grows while it reads.
+
+    Args:
+        model: a fetched name, a directory, or an installed pipeline's name.
+        label: a label of its text classifier.
+        text: "prompt+completion", joined as they are, or "completion" alone.
+        batch_size: texts that the pipeline reads at a time.
+
+    Raises:
+        ValueError: unknown `text`; at the first score, an unknown label.
+    """
+
+    name = "spacy"
+
+    def __init__(
+        self,
+        model: str = "imdb-sentiment",
+        label: str = "POS",
+        text: str = "prompt+completion",
+        batch_size: int = 64,
+    ) -> None:
+        if text not in _TEXTS:
+            raise ValueError(f"spacy: text must be one of {', '.join(_TEXTS)}, got {text!r}")
+        self.source, self.label, self.text, self.batch_size = model, label, text, batch_size
+        self._pipeline: Any = None
+        self._lock = Lock()
+
+    def __call__(self, completions: Sequence[str], *, prompts: Sequence[str], **_: Any) -> list[float]:
+        joined = self.text == "prompt+completion"
+        texts = [prompt + text if joined else text for prompt, text in zip(prompts, completions, strict=True)]
+        with self._lock:
+            self._pipeline = self._pipeline or spacy.load(resolve_model(self.source))
+            documents = list(self._pipeline.pipe(texts, batch_size=self.batch_size))
+        for document in documents:
+            if self.label not in document.cats:
+                raise ValueError(f"spacy: label must be one of {', '.join(document.cats)}, got {self.label!r}")
+        return [float(document.cats[self.label]) for document in documents]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pipeline": None}  # copies load it again
