@@ -82,6 +82,11 @@ def call_scorer(
     return _checked(scorer, _call(scorer, scorer, completions, columns), completions, prompts)
 
 
+def call_unchecked(scorer: Callable[..., Any], completions: Sequence[str], **columns: Any) -> Any:
+    """Like `call_scorer`, but returns whatever comes back, for callables that return other things than scores."""
+    return _call(scorer, scorer, completions, columns)
+
+
 def score_parts(
     scorer: Callable[..., Any],
     completions: Sequence[str],
@@ -109,6 +114,19 @@ def score_parts(
     if not isinstance(parts, Mapping):
         raise ScorerError(f"scorer {scorer_name(scorer)!r}: parts() must return a mapping, got {type(parts).__name__}")
     return {part: _checked(scorer, values, completions, prompts, part) for part, values in parts.items()}
+
+
+def part_names(scorer: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the parts that `score_parts` gives for a scorer."""
+    return tuple(getattr(scorer, "part_names", None) or (scorer_name(scorer),))
+
+
+def select_rows(columns: Mapping[str, Any], rows: Sequence[int], n: int) -> dict[str, Any]:
+    """Some rows of every column of length n; anything else in `columns` is handed on as it is."""
+    return {
+        key: [value[row] for row in rows] if isinstance(value, (list, tuple)) and len(value) == n else value
+        for key, value in columns.items()
+    }
 
 
 def add_parts(parts: Mapping[str, Sequence[float]], n: int) -> list[float]:
@@ -200,10 +218,7 @@ def _culprit(
 ) -> int:
     """The first row on which the scorer raises alone (row 0 if it is only the batch that it cannot take)."""
     for row, text in enumerate(completions):
-        alone = {
-            key: [value[row]] if isinstance(value, (list, tuple)) and len(value) == len(completions) else value
-            for key, value in keywords.items()
-        }
+        alone = select_rows(keywords, [row], len(completions))
         try:
             method(completions=[text], **alone) if by_keyword else method([text], **alone)
         except Exception:
