@@ -16,11 +16,15 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
 
 import gymnasium as gym
 import torch
+import tyro
 from torch import Tensor
+from tyro.conf import OmitArgPrefixes
 
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, k1
 
@@ -40,6 +44,7 @@ from .optim import MasterAdamW, lr_factor
 from .policy import ActorCritic, Evaluation, frozen_scorer
 from .ppo_config import PPOConfig
 from .rollout import Rollout, collect
+from .run import Run, RunSettings
 
 
 class NonFiniteError(RuntimeError):
@@ -54,6 +59,7 @@ class PPO:
             is paid here.
         policy: actor and critic; trained in place.
         config: settings.
+        seed: of sampling, shuffling and the environment; global generators are left alone.
         ptx_texts: texts for the "ptx" term.
         total_updates: length of the learning-rate schedule.
 
@@ -71,23 +77,23 @@ class PPO:
         policy: ActorCritic,
         config: PPOConfig | None = None,
         *,
+        seed: int = 1,
         ptx_texts: Sequence[str] = (),
         total_updates: int = 100,
     ) -> None:
         self.venv, self.policy, self.config, self.total_updates = venv, policy, config or PPOConfig(), total_updates
         cfg = self.config
-        self.env: Any = venv.unwrapped
+        self.env = cast(Any, venv.unwrapped)
         self.env.delegate_kl(report_ref_logprob=False)
-        venv.reset(seed=cfg.seed)
+        venv.reset(seed=seed)
         self.temperature: float = self.env.temperature
-        self.sampler = torch.Generator(policy.device).manual_seed(cfg.seed)
-        self.shuffler = torch.Generator().manual_seed(cfg.seed)
+        self.sampling: dict[str, Any] = {"top_k": cfg.top_k, "top_p": cfg.top_p}
+        self.sampler = torch.Generator(policy.device).manual_seed(seed)
+        self.shuffler = torch.Generator().manual_seed(seed)
         self.optimizer = MasterAdamW(policy.parameter_groups(cfg.lr, cfg.value_lr), weight_decay=cfg.weight_decay)
-        self.kl = (
-            AdaptiveKLCoefficient(cfg.kl_coef, cfg.kl_target, cfg.kl_horizon)
-            if cfg.kl_target is not None
-            else FixedKLCoefficient(cfg.kl_coef)
-        )
+        self.kl = FixedKLCoefficient(cfg.kl_coef)
+        if cfg.kl_target is not None:
+            self.kl = AdaptiveKLCoefficient(cfg.kl_coef, cfg.kl_target, cfg.kl_horizon)
         self.reference = self._reference() if cfg.kl_coef > 0 else None
         self.ptx_tokens = [policy.language_model.encode(text) for text in ptx_texts]
         if cfg.ptx_coef and not self.ptx_tokens:
@@ -100,8 +106,6 @@ class PPO:
             return self.policy.reference()
         return frozen_scorer(reference.model, reference.vocab_size)  # one of its own, which the environment was given
 
-    # ------------------------------------------------------------------------------------------ the open loop, 1 of 3
-
     def collect(self) -> Rollout:
         """Play ``episodes`` whole trajectories with the present policy."""
         self.policy.eval()
@@ -111,13 +115,10 @@ class PPO:
             self.config.episodes,
             generator=self.sampler,
             temperature=self.temperature,
-            top_k=self.config.top_k,
-            top_p=self.config.top_p,
+            **self.sampling,
         )
         self._check("reward", rollout.rewards)
         return rollout.to(self.policy.device)
-
-    # ------------------------------------------------------------------------------------------ the open loop, 2 of 3
 
     @torch.no_grad()
     def advantages(self, rollout: Rollout) -> Batch:
@@ -169,13 +170,10 @@ class PPO:
         return self.policy.evaluate(
             *rollout.rows(rows),
             temperature=self.temperature,
-            top_k=self.config.top_k,
-            top_p=self.config.top_p,
+            **self.sampling,
             mask=rollout.masks(rows),
             with_entropy=with_entropy,
         )
-
-    # ------------------------------------------------------------------------------------------ the open loop, 3 of 3
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Epochs of minibatches over one batch; returns the mean of each metric over the minibatches."""
@@ -279,8 +277,6 @@ class PPO:
         if not torch.isfinite(values).all():
             raise NonFiniteError(f"{name} is not finite in update {self.updates + 1}: {values.flatten()[:8].tolist()}")
 
-    # -------------------------------------------------------------------------------------------------- the whole loop
-
     def iterate(self) -> tuple[dict[str, float], Rollout]:
         """One iteration of the loop: its metrics, with the speed of each phase, and the rollout it learned from."""
         times = [time.perf_counter()]
@@ -326,3 +322,25 @@ class PPO:
         self.sampler.set_state(state["sampler"])
         self.shuffler.set_state(state["shuffler"])
         self.env.load_state_dict(state["env"])
+
+
+@dataclass
+class PPOSettings(RunSettings):
+    """Train a language model with token-level PPO."""
+
+    ptx_texts: str | None = None
+    """A text file, one text a line, for the "ptx" term."""
+    ppo: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
+    """The algorithm."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m textgen_env.agents.ppo --help``"""
+    settings = tyro.cli(PPOSettings, args=arguments)
+    texts = Path(settings.ptx_texts).read_text(encoding="utf-8").splitlines() if settings.ptx_texts else ()
+    options: dict[str, Any] = {"seed": settings.seed, "ptx_texts": texts, "total_updates": settings.updates}
+    Run(settings, lambda venv, policy: PPO(venv, policy, settings.ppo, **options)).execute()
+
+
+if __name__ == "__main__":
+    main()

@@ -60,8 +60,6 @@ class PPOConfig:
     """Sample from the nucleus of this mass; 1 for all."""
     ptx_coef: float = 0.0
     """Weight of the language-model loss on given texts (the "ptx" term of InstructGPT)."""
-    seed: int = 1
-    """Seeds sampling, shuffling and the environment; global generators are left alone."""
 
     def __post_init__(self) -> None:
         for name in ("episodes", "epochs", "minibatch_size", "micro_batch_size"):

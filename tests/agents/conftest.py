@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import textgen_env  # noqa: F401  (registers the environments)
 
+torch.set_num_threads(1)  # threads only get in each other's way on models this small
 WORDS = ["<eos>", "<pad>", "<unk>", *["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m"]]
 
 
