@@ -1,0 +1,86 @@
+"""BLEU, chrF and TER against sacrebleu's own `sentence_score` and `corpus_score`."""
+
+from __future__ import annotations
+
+import pytest
+import sacrebleu
+
+from textgen_env.scorers import corpus_score, get_scorer
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "metric", "sign"),
+    [
+        ("bleu", {}, sacrebleu.BLEU(effective_order=True), 1),
+        (
+            "bleu",
+            {"tokenize": "intl", "lowercase": True},
+            sacrebleu.BLEU(True, tokenize="intl", effective_order=True),
+            1,
+        ),
+        ("bleu", {"tokenize": "char"}, sacrebleu.BLEU(tokenize="char", effective_order=True), 1),
+        ("bleu", {"tokenize": "zh"}, sacrebleu.BLEU(tokenize="zh", effective_order=True), 1),
+        ("bleu", {"tokenize": "none"}, sacrebleu.BLEU(tokenize="none", effective_order=True), 1),
+        (
+            "bleu",
+            {"smooth_method": "floor", "smooth_value": 0.2, "max_ngram_order": 3},
+            sacrebleu.BLEU(smooth_method="floor", smooth_value=0.2, max_ngram_order=3, effective_order=True),
+            1,
+        ),
+        ("bleu", {"smooth_method": "add-k"}, sacrebleu.BLEU(smooth_method="add-k", effective_order=True), 1),
+        ("chrf", {}, sacrebleu.CHRF(), 1),
+        ("chrf", {"word_order": 2, "lowercase": True}, sacrebleu.CHRF(word_order=2, lowercase=True), 1),
+        ("ter", {}, sacrebleu.TER(), -1),
+        ("ter", {"normalized": True, "case_sensitive": True}, sacrebleu.TER(normalized=True, case_sensitive=True), -1),
+    ],
+)
+def test_rewards_equal_sentence_score(pairs, name, arguments, metric, sign) -> None:
+    scorer = get_scorer(name, **arguments)
+    expected = [
+        sign * metric.sentence_score(text, texts).score / 100
+        for text, texts in zip(pairs.completions, pairs.references, strict=True)
+    ]
+    for _ in range(2):  # the second time from remembered references
+        assert scorer(pairs.completions, references=pairs.references) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"), [("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF()), ("ter", sacrebleu.TER())]
+)
+def test_corpus_score_equals_sacrebleu(pairs, name, metric) -> None:
+    first = [[texts[0] for texts in pairs.references]]
+    expected = metric.corpus_score(pairs.completions, first).score
+    assert corpus_score(name, pairs.completions, pairs.first_references()) == expected
+
+
+def test_corpus_score_with_different_numbers_of_references() -> None:
+    completions = ["the cat sat", "a dog ran off"]
+    streams = [["the cat sat down", "the dog ran off"], ["a cat sat", None]]
+    expected = sacrebleu.CHRF().corpus_score(completions, streams).score
+    assert corpus_score("chrf", completions, [["the cat sat down", "a cat sat"], ["the dog ran off"]]) == expected
+
+
+def test_effective_order_rewards_short_texts() -> None:
+    assert get_scorer("bleu")(["yes indeed"], references=[["yes indeed"]]) == [pytest.approx(1.0)]
+    assert get_scorer("bleu", effective_order=False)(["yes indeed"], references=[["yes indeed"]])[0] < 0.1
+
+
+def test_empty_text() -> None:
+    assert get_scorer("bleu")(["", " \n"], references=[["a b"]] * 2) == [0.0, 0.0]
+    assert get_scorer("chrf")(["", " \n"], references=[["a b"]] * 2) == [0.0, 0.0]
+    assert get_scorer("ter")(["", " \n"], references=[["a b"]] * 2) == [-1.0, -1.0]
+    assert get_scorer("ter")(["a", ""], references=[[""]] * 2) == [-1.0, 0.0]
+
+
+def test_ter_of_long_texts_is_their_edit_rate() -> None:
+    reference = " ".join(f"w{i}" for i in range(1000))
+    shifted = " ".join(f"w{i}" for i in [*range(500, 1000), *range(500)])
+    # without shifts, the 500 words before the common half are deleted and inserted again behind it
+    assert get_scorer("ter")([shifted], references=[[reference]]) == [-1.0]
+    assert get_scorer("ter")([reference + " x"], references=[[reference]]) == [-1 / 1000]
+
+
+@pytest.mark.parametrize("arguments", [{"tokenize": "klingon"}, {"smooth_method": "sandpaper"}])
+def test_unknown_settings_are_named(arguments) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments.values()))):
+        get_scorer("bleu", **arguments)
