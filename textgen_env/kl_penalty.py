@@ -27,8 +27,8 @@ Policy: TypeAlias = "Callable[[Prefixes, NDArray[np.int64]], torch.Tensor]"
 
 UNBOUND_WARNING = (
     "kl_coef={coef} but the policy is unknown to the environment, so the reward holds β·log π_ref(a|s) alone: the "
-    "reference half of −β·KL. Either let the environment know the policy (env.unwrapped.bind_policy(fn), or a library's "
-    "hook such as KLPenaltyCallback), or train with an entropy bonus equal to kl_coef: −KL = E[log π_ref] + H(π). "
+    "reference half of −β·KL. Either let the environment know the policy (env.unwrapped.bind_policy(fn), or a "
+    "library's hook such as KLPenaltyCallback), or train with an entropy bonus equal to kl_coef: −KL = E[log π_ref] + H(π). "
     "Without one of them the penalty pushes towards greedy text."
 )
 
@@ -86,9 +86,14 @@ class KLPenalty:
 
     def ref_logits(self, prefixes: Prefixes, rows: NDArray[np.int64]) -> torch.Tensor:
         """Raw next-token logits of the reference at the given rows, (m, V) float32; memoised by prefix."""
+        return cached_logits(self.cache, prefixes, rows)
+
+    @property
+    def cache(self) -> PrefixCache:
+        """The reference's memory of prefixes, one row a slot; loads its weights."""
         if self._cache is None:
             self._cache = self.reference.prefix_cache(self._slots)
-        return cached_logits(self._cache, prefixes, rows)
+        return self._cache
 
     def release(self) -> None:
         """Drop the cache of the reference; it is built anew when needed."""
@@ -146,8 +151,8 @@ class KLPenalty:
     def _warn_unbound(self) -> None:
         if self.estimator != "k1":
             raise ValueError(
-                f"kl_estimator={self.estimator!r} needs the policy: call env.unwrapped.bind_policy(fn) before the first "
-                "step, or use kl_estimator='k1', whose reference half can be paid without it"
+                f"kl_estimator={self.estimator!r} needs the policy: call env.unwrapped.bind_policy(fn) before the "
+                "first step, or use kl_estimator='k1', whose reference half can be paid without it"
             )
         if not self._warned:
             self._warned = True

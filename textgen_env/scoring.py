@@ -65,7 +65,7 @@ def response_log_probs(
     before = torch.zeros_like(wanted)
     before[:, :-1] = wanted[:, 1:]  # the state that predicts column t sits at column t - 1
     tokens = input_ids[wanted]
-    hidden, logits_at = _states(model, input_ids, attention_mask, before)
+    hidden, logits_at = states(model, input_ids, attention_mask, before)
 
     def score(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = tokens[index]
@@ -86,7 +86,7 @@ def response_log_probs(
     return ResponseScores(log_probs, entropy, hidden)
 
 
-def _states(
+def states(
     model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, where: torch.Tensor
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     """Hidden states (N, d) where `where` is True, and a function from indices into them to their logits."""
