@@ -1,0 +1,116 @@
+"""Labelled texts for the reward model: reviews with their polarity, and everything that must not pay.
+
+A policy that is trained against a reward model finds whatever the model overrates. So degenerate texts (repeated words,
+lists of praise, shuffled or random words, nothing at all) and texts that are no reviews get the neutral label 0.5, and
+damaged reviews lose part of their label's distance to 0.5.
+"""
+
+from __future__ import annotations
+
+import random
+
+from transformers import PreTrainedTokenizerBase
+
+from .corpus import Corpus
+from .reviews import RULES, sample_opening, sample_review
+
+NEUTRAL = 0.5
+REAL_LABELS = {True: 0.85, False: 0.2}  # A sentence of a five-star review need not be praise; labels stay soft.
+
+
+def _toward_neutral(label: float, keep: float) -> float:
+    return NEUTRAL + (label - NEUTRAL) * keep
+
+
+def _words(rng: random.Random) -> list[str]:
+    """One domain's adjectives of one polarity, or of both."""
+    rules = RULES[rng.choice(list(RULES))]
+    return rng.choice((rules["good_word"], rules["bad_word"], rules["good_word"] + rules["bad_word"]))
+
+
+def _repetition(rng: random.Random) -> str:
+    """A word, a phrase or a sentence, again and again."""
+    sentences = sample_review(rng).continuation.strip().split(". ")
+    phrase = rng.choice(sentences).split()
+    start = rng.randrange(len(phrase))
+    unit = rng.choice(
+        (rng.choice(_words(rng)), " ".join(phrase[start : start + rng.randint(1, 4)]), rng.choice(sentences))
+    )
+    return rng.choice((" ", " ", ", ", ". ", " and ", "! ")).join([unit] * rng.randint(3, 14))
+
+
+def _word_salad(rng: random.Random) -> str:
+    """A list of adjectives without a sentence."""
+    words = _words(rng)
+    return rng.choice((" ", " ", ", ", ". ")).join(rng.choice(words) for _ in range(rng.randint(4, 25)))
+
+
+def _shuffled(rng: random.Random) -> str:
+    words = sample_review(rng).text.split()
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+def _random_tokens(rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> str:
+    first = len(tokenizer.all_special_ids)
+    return str(tokenizer.decode([rng.randrange(first, len(tokenizer)) for _ in range(rng.randint(1, 32))]))
+
+
+def _degenerate(rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A text that is no language, or says nothing."""
+    kind = rng.random()
+    if kind < 0.25:
+        return _repetition(rng)
+    if kind < 0.45:
+        return _word_salad(rng)
+    if kind < 0.65:
+        return _shuffled(rng)
+    if kind < 0.8:
+        return _random_tokens(rng, tokenizer)
+    if kind < 0.97:
+        return sample_opening(rng)[2]
+    return ""
+
+
+def _damaged(rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> tuple[str, float]:
+    """A review cut short, with doubled or lost words, or with nonsense behind it; and what is left of its label."""
+    review = sample_review(rng)
+    words = review.continuation.split()
+    kind = rng.random()
+    if kind < 0.4:
+        kept = rng.randrange(len(words))
+        opening = "" if rng.random() < 0.3 else review.opening + " "
+        # A started verdict is no verdict: only what stands counts, and it counts as a half.
+        return opening + " ".join(words[:kept]), _toward_neutral(review.label, 0.6 * (kept / len(words)) ** 2)
+    if kind < 0.6:
+        doubled = rng.randrange(len(words))
+        words[doubled] = " ".join([words[doubled]] * rng.randint(2, 6))
+        return f"{review.opening} {' '.join(words)}", _toward_neutral(review.label, 0.4)
+    if kind < 0.8:
+        kept_words = [word for word in words if rng.random() < 0.6]
+        return f"{review.opening} {' '.join(kept_words)}", _toward_neutral(review.label, 0.3)
+    return f"{review.text} {_degenerate(rng, tokenizer)}", _toward_neutral(review.label, 0.3)
+
+
+def _review(rng: random.Random) -> tuple[str, float]:
+    """A review, whole or without its opening; some are two reviews of one mind."""
+    review = sample_review(rng)
+    text = review.continuation.strip() if rng.random() < 0.4 else review.text
+    text = text[:1].upper() + text[1:] if rng.random() < 0.7 else text
+    return text, review.label
+
+
+def sample_labelled(rng: random.Random, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> tuple[str, float]:
+    """Draws (text, P(positive)) for training."""
+    kind = rng.random()
+    if kind < 0.42:
+        return _review(rng)
+    if kind < 0.60:
+        great = rng.random() < 0.5
+        return corpus.draw_real(great, rng), REAL_LABELS[great]
+    if kind < 0.72:
+        return _damaged(rng, tokenizer)
+    if kind < 0.92:
+        return _degenerate(rng, tokenizer), NEUTRAL
+    other = corpus.draw(rng.choice(("summary", "translation", "verse", "description")), rng)
+    return rng.choice((other.prompt + other.response, other.response.strip())), NEUTRAL
