@@ -184,13 +184,13 @@ class Engine:
         is_eos = (actions[:, None] == self._eos).any(axis=1)
         at_limit = self.prefixes.response_lengths[rows] >= self.settings.max_new_tokens
         reasons: list[FinishReason | None] = [None] * len(rows)
-        for at in np.flatnonzero(at_limit):
+        for at in np.flatnonzero(at_limit).tolist():
             reasons[at] = FinishReason.LENGTH
         if self.stop_strings:
-            for at, row in enumerate(rows):
-                if self.stop_strings.reached(self.language_model, self.prefixes.response(int(row))):
+            for at, row in enumerate(rows.tolist()):
+                if self.stop_strings.reached(self.language_model, self.prefixes.response(row)):
                     reasons[at] = FinishReason.STOP
-        for at in np.flatnonzero(is_eos):
+        for at in np.flatnonzero(is_eos).tolist():
             reasons[at] = FinishReason.EOS
         return reasons
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from typing import Any, SupportsInt
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -96,10 +95,10 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
         """
         super().reset(seed=seed)
         self.engine.start({0: self.engine.choose_prompt(self.np_random, prompt_choice(options))})
-        self._show()
+        self._print([0])
         return self.engine.prefixes.observation(0), self._reset_info(0)
 
-    def step(self, action: SupportsInt) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int | np.integer[Any]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append a token.
 
         Args:
@@ -113,7 +112,7 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
         if np.ndim(action) != 0:
             raise ValueError(f"action={action!r} must be one integer, got shape {np.shape(action)}")
         result = self.engine.step(np.reshape(action, 1), SLOT)
-        self._show()
+        self._print([0])
         return (
             self.engine.prefixes.observation(0),
             float(result.rewards[0]),
@@ -142,12 +141,6 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
             gym.logger.warn("render() needs render_mode: gym.make(id, render_mode='ansi')")
             return None
         return None if self.render_mode == "human" else self._render(0)
-
-    def _show(self) -> None:
-        """In "human" mode, print the episode after each change, as Gymnasium's environments do."""
-        if self.render_mode == "human":
-            sys.stdout.write(self._render(0) + "\n")
-            sys.stdout.flush()
 
     def close(self) -> None:
         """Release the caches of the models; may be called twice."""

@@ -110,7 +110,7 @@ class Prefixes:
         """The agent's tokens in a row, int64 (t,)."""
         return self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]]
 
-    def observation(self, row: int | slice = slice(None)) -> dict[str, NDArray[Any]]:
+    def observation(self, row: int | slice | NDArray[np.int64] = slice(None)) -> dict[str, NDArray[Any]]:
         """A copy of one row (L,), or of several (n, L), in the form of the observation space."""
         return {
             "input_ids": self.input_ids[row].copy(),

@@ -5,7 +5,8 @@ A face translates between an `Engine` and Gymnasium; stepping itself is written 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from textgen_env.prompts import as_prompt
 from textgen_env.render import Frame, render_ansi, render_rgb
 from textgen_env.settings import Settings
 
+CLEAR = "\x1b[2J\x1b[H"  # wipe the terminal and go to its upper left corner
 RENDER_MODES = ("human", "ansi", "rgb_array")
 
 
@@ -147,6 +149,19 @@ class Face:
     def _render(self, row: int) -> Any:
         frame = self._frame(row)
         return render_rgb(frame) if self.render_mode == "rgb_array" else render_ansi(frame)
+
+    def _print(self, rows: Iterable[int]) -> None:
+        """In "human" mode, print the episodes of these rows: the running one redrawn in place, ended ones one by one.
+
+        Only a terminal can be redrawn; anything else (a pipe, a notebook) is spared the drafts.
+        """
+        if self.render_mode != "human":
+            return
+        for row in rows:
+            in_place = sys.stdout.isatty() and len(self.engine.playing) == 1
+            if in_place or not self.engine.playing[row]:
+                sys.stdout.write(f"{CLEAR if in_place else ''}{render_ansi(self._frame(row))}\n")
+        sys.stdout.flush()
 
     # --- saved state --------------------------------------------------------------------------------------------------
 

@@ -34,9 +34,8 @@ def k2(log_prob: Array, ref_log_prob: Array) -> Array:
 def k3(log_prob: Array, ref_log_prob: Array) -> Array:
     """r − 1 − log r with r = π_ref(a|s) / π(a|s): unbiased and never negative."""
     log_ratio = ref_log_prob - log_prob
-    if isinstance(log_ratio, torch.Tensor):
-        return torch.expm1(log_ratio) - log_ratio
-    return np.expm1(log_ratio) - log_ratio
+    expm1: Any = torch.expm1 if isinstance(log_ratio, torch.Tensor) else np.expm1
+    return expm1(log_ratio) - log_ratio
 
 
 def full_kl(logits: torch.Tensor, ref_logits: torch.Tensor) -> torch.Tensor:

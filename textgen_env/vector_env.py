@@ -83,7 +83,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
                 self._generators()[row] = seeding.np_random(row_seed)[0]
         self._start(rows, choices)
         infos: dict[str, Any] = {}
-        for row in rows:
+        for row in rows.tolist():
             infos = self._add_info(infos, self._reset_info(row), row)
         return self.engine.prefixes.observation(), infos
 
@@ -149,6 +149,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         self._terminated[rows], self._truncated[rows] = result.terminated, result.truncated
         terminated, truncated = self._terminated & ~restarting, self._truncated & ~restarting
         infos = self._infos(result, rows)
+        self._print(rows[at] for at in result.endings)
         if restarting.any():
             self._restart(np.flatnonzero(restarting), infos)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and result.endings:
@@ -157,7 +158,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
 
     def _restart(self, rows: Rows, infos: dict[str, Any]) -> None:
         self._start(rows)
-        for row in rows:
+        for row in rows.tolist():
             self._add_info(infos, self._reset_info(row), row)
 
     def _infos(self, result: StepResult, rows: Rows) -> dict[str, Any]:
@@ -205,9 +206,11 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         self.engine.bind_policy(policy, batched=True)
 
     def render(self) -> tuple[Any, ...] | None:
-        """One frame a slot, in the form of the single face's `render`."""
+        """One frame a slot, as the single face renders it; None in "human" mode, which prints episodes as they end."""
         if self.render_mode is None:
             gym.logger.warn("render() needs render_mode: gym.make_vec(id, render_mode='ansi')")
+            return None
+        if self.render_mode == "human":
             return None
         return tuple(self._render(row) for row in range(self.num_envs))
 
@@ -215,7 +218,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         """Release the caches of the models."""
         self.engine.close()
 
-    @property
+    @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The slots' generators."""
         return tuple(self._generators())
