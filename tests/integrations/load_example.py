@@ -1,0 +1,21 @@
+"""The examples are scripts, not a package: import one by its file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+FOLDER = Path(__file__).parents[2] / "examples"
+
+
+def load_example(name: str) -> ModuleType:
+    """The module in examples/{name}.py, which must not be longer than 40 lines."""
+    path = FOLDER / f"{name}.py"
+    assert len(path.read_text().splitlines()) <= 40, f"{path} is longer than 40 lines"
+    spec = importlib.util.spec_from_file_location(f"example_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

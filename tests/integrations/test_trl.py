@@ -1,0 +1,127 @@
+"""TRL: rewards that its trainer gets are the environment's scores, and its GRPO learns. Needs trl."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import pytest
+
+pytest.importorskip("trl")
+
+from load_example import load_example
+
+import textgen_env  # noqa: F401
+from textgen_env.integrations.trl import RewardFunction, config_arguments, prompt_dataset, trainer_arguments
+from textgen_env.scorers import ScorerError
+
+pytestmark = pytest.mark.heavy
+
+
+def letters(completions: list[str], **_: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+class TwoParts:
+    name, part_names = "two", ("long", "polite")
+
+    def parts(self, completions: list[str], *, finish_reasons: list[str], **_: Any) -> dict[str, list[float]]:
+        return {"long": letters(completions), "polite": [float(reason == "eos") for reason in finish_reasons]}
+
+    def __call__(self, completions: list[str], **columns: Any) -> list[float]:
+        return [sum(values) for values in zip(*self.parts(completions, **columns).values(), strict=True)]
+
+
+def test_reward_function_hands_over_texts_tokens_references_and_further_columns() -> None:
+    seen: dict[str, Any] = {}
+
+    def scorer(completions: list[str], **columns: Any) -> list[float]:
+        seen.update(columns, completions=completions)
+        return [1.0, 2.0]
+
+    reward = RewardFunction(scorer, eos_token_ids=[2])
+    chats = [[{"role": "user", "content": "p"}], [{"role": "user", "content": "q"}]]
+    answers = [[{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}]]
+    columns = {"references": [["r"], []], "topic": ["x", "y"], "trainer_state": object(), "log_extra": print}
+    assert reward(chats, answers, [[5, 2], [5]], **columns) == [1.0, 2.0]
+    assert seen == {
+        "completions": ["a", "b"],
+        "prompts": ["p", "q"],
+        "references": [["r"], []],
+        "completion_ids": [[5, 2], [5]],
+        "finish_reasons": ["eos", "length"],
+        "topic": ["x", "y"],
+    }
+    assert reward.__name__ == "scorer"
+
+
+def test_named_parts_are_summed_and_logged() -> None:
+    logged: dict[str, float] = {}
+    reward = RewardFunction(TwoParts(), eos_token_ids=[2])
+    assert reward(["p", "p"], ["abc", "d"], [[7, 2], [7]], log_metric=logged.__setitem__) == [4.0, 1.0]
+    assert logged == {"reward_parts/long": 2.0, "reward_parts/polite": 0.5}
+
+
+def test_a_scorer_that_fails_is_named() -> None:
+    def broken(completions: list[str], **_: Any) -> list[float]:
+        return [1 / 0]
+
+    with pytest.raises(ScorerError, match="'broken' raised ZeroDivisionError"):
+        RewardFunction(broken)(["p"], ["c"], [[1]])
+
+
+def test_dataset_has_prompts_references_and_extra_columns() -> None:
+    data = prompt_dataset([{"prompt": "a", "references": ["b"], "topic": "c"}, {"prompt": "d", "topic": "e"}])
+    assert data.to_dict() == {"topic": ["c", "e"], "prompt": ["a", "d"], "references": [["b"], []]}
+
+
+def test_rules_that_trl_cannot_keep_are_refused(byte_model: str) -> None:
+    task = {"model": byte_model, "prompts": ["hello"], "scorer": letters}
+    env = gym.make("textgen/TextGen-v0", min_new_tokens=2, **task)
+    with pytest.raises(ValueError, match="min_new_tokens"):
+        config_arguments(env)
+    env = gym.make("textgen/TextGen-v0", max_prompt_tokens=3, **task)
+    with pytest.raises(ValueError, match=r"prompts\[0\] has 6 tokens, more than max_prompt_tokens=3"):
+        trainer_arguments(env)
+
+
+def test_rewards_in_the_trainer_are_scores_of_the_environment(byte_model: str, tmp_path: Any) -> None:
+    import trl
+
+    env = gym.make(
+        "textgen/TextGen-v0", model=byte_model, prompts=["one", "two"], scorer=letters, max_new_tokens=6, kl_coef=0.05
+    )
+    arguments = trainer_arguments(env)
+    calls: list[Any] = []
+
+    def spy(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        rewards = reward(prompts, completions, completion_ids, **columns)
+        calls.extend(zip(prompts, completion_ids, rewards, strict=True))
+        return rewards
+
+    reward, arguments["reward_funcs"] = arguments["reward_funcs"], spy
+    settings = trl.GRPOConfig(
+        str(tmp_path),
+        **config_arguments(env),
+        num_generations=8,
+        per_device_train_batch_size=16,
+        max_steps=1,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+    )
+    assert (settings.max_completion_length, settings.beta, settings.top_k) == (6, 0.05, 0)
+    trl.GRPOTrainer(**arguments, args=settings).train()
+    assert len(calls) == 16
+    for prompt, token_ids, score in calls:
+        env.reset(options={"prompt": prompt})
+        for token in token_ids:
+            _, _, terminated, _, info = env.step(token)
+        assert terminated
+        assert info["score"] == score
+
+
+def test_grpo_learns() -> None:
+    before, after = load_example("trl_grpo").main()
+    assert after > before + 0.15

@@ -1,0 +1,153 @@
+"""TRL: a task of this package as the model, data set, reward function and settings of `trl.GRPOTrainer`.
+
+TRL writes whole responses by itself, so that no environment is stepped here: what it takes from one is the prompts, the
+scorer and the limits. Its own KL (`beta`, inside the loss) stands for `kl_coef`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from textgen_env.episode import FinishReason
+from textgen_env.prompts import PromptSource, load_prompts, prompt_as_dict
+from textgen_env.scorers import get_scorer
+from textgen_env.scorers.base import add_parts, score_parts, scorer_name
+
+try:
+    import datasets
+    import trl  # noqa: F401
+except ImportError as error:
+    raise ImportError("textgen_env.integrations.trl needs TRL: pip install 'textgen_env[trl]'") from error
+
+NOT_COLUMNS = ("trainer_state", "log_extra", "log_metric", "environments")  # what TRL hands over beside the data
+
+
+class RewardFunction:
+    """A scorer in the form of TRL's reward functions; named parts go to TRL's log.
+
+    Args:
+        scorer: a name, a mapping or a callable, see `get_scorer`.
+        eos_token_ids: the tokens that end a response, from which `finish_reasons` are read; without them a scorer gets
+            none.
+    """
+
+    def __init__(
+        self, scorer: str | Mapping[str, Any] | Callable[..., Any], *, eos_token_ids: Collection[int] = ()
+    ) -> None:
+        self.scorer = get_scorer(scorer)
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.__name__ = scorer_name(self.scorer)  # what TRL calls it in its log
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        references: Sequence[Sequence[str]] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        """The score of each response.
+
+        Args:
+            prompts, completions: n texts, or n conversations, of which the last message counts.
+            completion_ids: n lists of tokens, EOS included.
+            references: n lists of texts.
+            **columns: further columns of the data set.
+
+        Raises:
+            ScorerError: the scorer failed.
+        """
+        extra = {key: column for key, column in columns.items() if key not in NOT_COLUMNS}
+        if self.eos_token_ids:
+            extra["finish_reasons"] = [self._finish_reason(ids) for ids in completion_ids]
+        parts = score_parts(
+            self.scorer,
+            [_text(completion) for completion in completions],
+            prompts=[_text(prompt) for prompt in prompts],
+            references=references,
+            completion_ids=[list(ids) for ids in completion_ids],
+            **extra,
+        )
+        if len(parts) > 1 and "log_metric" in columns:
+            for name, values in parts.items():
+                columns["log_metric"](f"reward_parts/{name}", sum(values) / len(values))
+        return add_parts(parts, len(completions))
+
+    def _finish_reason(self, token_ids: Sequence[int]) -> str:
+        ended = len(token_ids) > 0 and token_ids[-1] in self.eos_token_ids
+        return (FinishReason.EOS if ended else FinishReason.LENGTH).value
+
+
+def _text(value: Any) -> str:
+    """A text, or the content of a conversation's last message."""
+    return value if isinstance(value, str) else str(value[-1]["content"])
+
+
+def prompt_dataset(prompts: PromptSource) -> datasets.Dataset:
+    """A set of prompts with the columns `prompt`, `references` and whatever else its entries hold.
+
+    Args:
+        prompts: as for `load_prompts`: a list, a .jsonl path, the name of a set.
+    """
+    rows = [prompt_as_dict(prompt) for prompt in load_prompts(prompts)]
+    return datasets.Dataset.from_list(rows)
+
+
+def trainer_arguments(env: Any) -> dict[str, Any]:
+    """`model`, `processing_class`, `train_dataset` and `reward_funcs` for `trl.GRPOTrainer`, of a task.
+
+    Args:
+        env: a single or batched environment of this package. Its weights become the trainer's: what is trained is the
+            environment's own model. Padding rows of its embedding, which are no actions but which TRL would sample, are
+            cut off.
+
+    Raises:
+        ValueError: a prompt is longer than max_prompt_tokens.
+    """
+    env = env.unwrapped
+    model = env.language_model
+    _check_prompt_lengths(env)
+    weights = model.model
+    if weights.config.get_text_config().vocab_size > model.vocab_size:
+        weights.resize_token_embeddings(model.vocab_size)
+    return {
+        "model": weights,
+        "processing_class": model.tokenizer,
+        "train_dataset": prompt_dataset(env.prompts),
+        "reward_funcs": RewardFunction(env.scorer, eos_token_ids=model.eos_token_ids),
+    }
+
+
+def config_arguments(env: Any) -> dict[str, Any]:
+    """The settings of `trl.GRPOConfig` that a task decides: length, temperature and β, sampling left unwarped.
+
+    Raises:
+        ValueError: the task masks actions or has stop strings, which TRL does not apply to its log-probabilities.
+    """
+    env = env.unwrapped
+    settings = env.engine.settings
+    if env.engine.restricted or settings.stop_strings:
+        raise ValueError(
+            "trl scores the responses it generates without masks: forbidden_tokens, min_new_tokens, reference_top_p "
+            f"and stop_strings must stay at their defaults, got {settings.forbidden_tokens!r}, "
+            f"{settings.min_new_tokens}, {settings.reference_top_p} and {settings.stop_strings!r}"
+        )
+    return {
+        "max_completion_length": env.max_new_tokens,
+        "temperature": env.temperature,
+        "top_k": 0,
+        "top_p": 1.0,
+        "beta": env.kl_coef,
+    }
+
+
+def _check_prompt_lengths(env: Any) -> None:
+    """TRL does not cut prompts, and a response after a longer prompt would not be the environment's."""
+    for index, prompt in enumerate(env.prompts):
+        length = len(env.language_model.encode(prompt.text))
+        if length > env.max_prompt_tokens:
+            raise ValueError(
+                f"prompts[{index}] has {length} tokens, more than max_prompt_tokens={env.max_prompt_tokens}; TRL does "
+                "not cut prompts: raise max_prompt_tokens, or leave such prompts out"
+            )
