@@ -28,8 +28,8 @@ Policy: TypeAlias = "Callable[[Prefixes, NDArray[np.int64]], torch.Tensor]"
 UNBOUND_WARNING = (
     "kl_coef={coef} but the policy is unknown to the environment, so the reward holds β·log π_ref(a|s) alone: the "
     "reference half of −β·KL. Either let the environment know the policy (env.unwrapped.bind_policy(fn), or a "
-    "library's hook such as KLPenaltyCallback), or train with an entropy bonus equal to kl_coef: −KL = E[log π_ref] + H(π). "
-    "Without one of them the penalty pushes towards greedy text."
+    "library's hook such as KLPenaltyCallback), or train with an entropy bonus equal to kl_coef: −KL = E[log π_ref] "
+    "+ H(π). Without one of them the penalty pushes towards greedy text."
 )
 
 
