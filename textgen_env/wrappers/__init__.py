@@ -1,0 +1,6 @@
+"""Other observation and action spaces, for agents that know nothing of language; each for both faces."""
+
+from textgen_env.wrappers.features import LMFeatures, VectorLMFeatures
+from textgen_env.wrappers.top_k import TopKActions, VectorTopKActions
+
+__all__ = ["LMFeatures", "TopKActions", "VectorLMFeatures", "VectorTopKActions"]

@@ -1,0 +1,203 @@
+"""A handful of actions instead of a vocabulary: the tokens that the reference model finds most likely.
+
+Observations are `features.py`'s affair; the two wrappers go together in either order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from textgen_env.engine import Engine
+from textgen_env.sampling import warp_logits
+
+
+class TopKActions(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """Choose among the k tokens that the reference model finds most likely.
+
+    ## Action Space
+    `Discrete(k)`: action i is the (i + 1)-th most likely of the tokens that the environment allows here. Where it
+    allows fewer than k, the rest is masked (`action_masks()`, bool (k,)) and an error when chosen.
+
+    ## KL
+    The policy chooses among k tokens, so it is compared with the reference restricted to the same k, renormalised:
+    `info["ref_logprob"]`, and the unbound penalty β·log π_ref, are of that distribution. A policy that imitates the
+    ranking's own probabilities therefore has KL 0. The KL to the unrestricted reference is larger by −log of the mass
+    of the k tokens, which no choice among them can change. `bind_policy` knows tokens, not ranks: with this wrapper,
+    use a library's hook (`delegate_kl`) or the unbound penalty.
+
+    A step costs one decode step of the reference; a KL penalty or `LMFeatures` shares it.
+
+    Args:
+        env: an environment of this package.
+        k: how many actions, from 1 to the number of tokens.
+
+    Raises:
+        TypeError, ValueError: the environment is another, or k is out of range.
+    """
+
+    def __init__(self, env: gym.Env, k: int) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, k=k)
+        gym.Wrapper.__init__(self, env)
+        self.action_space = choice_space(env, k)
+        self._sum = 0.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """See the wrapped environment."""
+        self._sum = 0.0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # type: ignore[override]
+        """Append the token of a rank; see the wrapped environment."""
+        engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
+        if not engine.playing[0]:
+            return self.env.step(action)  # type: ignore[return-value]  # raises what it always raises
+        choices = rank(engine, np.zeros(1, dtype=np.int64), int(self.action_space.n))  # type: ignore[attr-defined]
+        tokens, log_probs = choices.take(np.array([action]))
+        observation, reward, terminated, truncated, info = self.env.step(tokens[0])
+        if "ref_logprob" in info:
+            shift, log_prob = float(log_probs[0] - info["ref_logprob"]), float(log_probs[0])
+            self._sum += log_prob
+            info["ref_logprob"] = log_prob
+            if "ref_logprob_sum" in info:
+                info["ref_logprob_sum"] = self._sum
+            if "kl" in info["reward_parts"]:
+                info["reward_parts"]["kl"] += engine.kl.coef * shift
+                reward = sum(info["reward_parts"].values())
+        return observation, float(reward), terminated, truncated, info
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """bool (k,): the ranks that exist here."""
+        engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
+        return rank(engine, np.zeros(1, dtype=np.int64), int(self.action_space.n)).masks[0]  # type: ignore[attr-defined]
+
+
+class VectorTopKActions(VectorWrapper):
+    """`TopKActions` in every slot, in any autoreset mode.
+
+    Args:
+        env: a batched environment of this package.
+        k: how many actions.
+    """
+
+    def __init__(self, env: VectorEnv, k: int) -> None:
+        super().__init__(env)
+        self.k = k
+        self.single_action_space = choice_space(env, k)
+        self.action_space = batch_space(self.single_action_space, env.num_envs)
+        self._sums = np.zeros(env.num_envs)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """See the wrapped environment."""
+        self._sums[(options or {}).get("reset_mask", slice(None))] = 0.0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Append the token of a rank to every slot that plays; other slots get the action as it is."""
+        engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
+        tokens = np.array(actions, dtype=np.int64)
+        rows = np.flatnonzero(engine.playing)
+        log_probs = np.zeros(0)
+        if len(rows):
+            tokens[rows], log_probs = rank(engine, rows, self.k).take(tokens[rows])
+        observations, rewards, terminated, truncated, infos = self.env.step(tokens)
+        for row, log_prob in zip(rows, log_probs, strict=True):
+            self._restrict(engine, int(row), float(log_prob), rewards, infos)
+        self._sums[terminated | truncated] = 0.0
+        return observations, rewards, terminated, truncated, infos
+
+    def _restrict(self, engine: Engine, row: int, log_prob: float, rewards: Any, infos: dict[str, Any]) -> None:
+        """Exchange log π_ref of a slot, and what was paid for it, for those of the restricted reference."""
+        ended = "_final_info" in infos and infos["_final_info"][row]
+        info = infos["final_info"] if ended else infos
+        if "ref_logprob" not in info:
+            return
+        shift = log_prob - float(info["ref_logprob"][row])
+        self._sums[row] += log_prob
+        info["ref_logprob"][row] = log_prob
+        if "ref_logprob_sum" in info and info["_ref_logprob_sum"][row]:
+            info["ref_logprob_sum"][row] = self._sums[row]
+        parts = info["reward_parts"]
+        if "kl" in parts:
+            parts["kl"][row] += engine.kl.coef * shift
+            rewards[row] = sum(float(part[row]) for name, part in parts.items() if not name.startswith("_"))
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """bool (n, k): the ranks that exist in each slot; all of them in a slot that does not play."""
+        engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
+        masks = np.ones((self.num_envs, self.k), dtype=np.bool_)
+        if len(rows := np.flatnonzero(engine.playing)):
+            masks[rows] = rank(engine, rows, self.k).masks
+        return masks
+
+
+class Choices(NamedTuple):
+    """The ranked tokens of m slots.
+
+    Attributes:
+        tokens: int64 (m, k), most likely first.
+        log_probs: float64 (m, k), log π_ref restricted to these k; −inf where the environment allows fewer.
+    """
+
+    tokens: NDArray[np.int64]
+    log_probs: NDArray[np.float64]
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """bool (m, k): the ranks that exist."""
+        return self.log_probs > -np.inf
+
+    def take(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The tokens (m,) of the chosen ranks (m,), and their log π_ref.
+
+        Raises:
+            ValueError: a rank is out of range, or masked.
+        """
+        k = self.tokens.shape[1]
+        if ((actions < 0) | (actions >= k)).any():
+            raise ValueError(f"action {actions[(actions < 0) | (actions >= k)][0]} is not in Discrete({k})")
+        at = np.arange(len(actions)), actions
+        if not self.masks[at].all():
+            row = int(np.flatnonzero(~self.masks[at])[0])
+            allowed = int(self.masks[row].sum())
+            raise ValueError(f"action {actions[row]} is masked: only {allowed} tokens are allowed; see action_masks()")
+        return self.tokens[at], self.log_probs[at]
+
+
+def rank(engine: Engine, rows: NDArray[np.int64], k: int) -> Choices:
+    """The k most likely allowed tokens of the given slots under the reference, at the environment's temperature.
+
+    Raises:
+        ValueError: a policy is bound, which would be compared with the whole vocabulary.
+    """
+    if engine.kl.policy is not None:
+        raise ValueError(
+            "bind_policy gives logits of tokens, TopKActions takes ranks: use env.unwrapped.delegate_kl() and a hook "
+            "such as KLPenaltyCallback, or the unbound penalty"
+        )
+    mask = torch.from_numpy(engine.action_masks(rows)) if engine.restricted else None
+    logits = engine.kl.ref_logits(engine.prefixes, rows)
+    top = warp_logits(logits, temperature=engine.settings.temperature, mask=mask).topk(k, dim=-1)
+    return Choices(top.indices.cpu().numpy(), top.values.double().log_softmax(dim=-1).cpu().numpy())
+
+
+def choice_space(env: Any, k: int) -> spaces.Discrete:
+    """The action space of one slot.
+
+    Raises:
+        TypeError: the environment is not one of this package.
+        ValueError: k is out of range.
+    """
+    if not hasattr(env.unwrapped, "engine"):
+        raise TypeError(f"env={env} must be a textgen environment")
+    tokens = env.unwrapped.language_model.vocab_size
+    if not 1 <= k <= tokens:
+        raise ValueError(f"k={k} must be from 1 to the {tokens} tokens of the model")
+    return spaces.Discrete(k)
