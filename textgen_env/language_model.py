@@ -1,8 +1,8 @@
 """A causal language model and its tokenizer, from wherever they lie: the door through which models enter.
 
-The tokenizer and the configuration load at once, the weights only when something asks for `.model`. Only safetensors and GGUF files are
-read, never pickles, and no code that comes with a model is run. Decoding with memory is in `prefix_cache.py`, teacher-forced
-scoring in `scoring.py`.
+The tokenizer and the configuration load at once, the weights only when something asks for `.model`. Only safetensors
+and GGUF files are read, never pickles, and no code that comes with a model is run. Decoding with memory is in
+`prefix_cache.py`, teacher-forced scoring in `scoring.py`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ class LanguageModel:
     """A tokenizer at once, a model when needed.
 
     Args:
-        source: the name of an embedded or fetched model ("tiny"), a directory in transformers format, a `.gguf` file, or a hub id.
+        source: the name of an embedded or fetched model ("tiny"), a directory in transformers format, a `.gguf` file,
+            or a hub id.
         device: any torch device that is present, e.g. "cpu" or "cuda:0".
         dtype: "float32", "bfloat16" or "float16".
 
     Attributes:
         source: as given, as text.
         tokenizer, config: as transformers loads them.
-        vocab_size: number of actions: the logits columns that stand for real tokens. Padding rows of an embedding do not count.
+        vocab_size: number of actions: the logits columns that stand for real tokens. Padding rows of an embedding do
+            not count.
         eos_token_ids: every token that ends a text, from the tokenizer, the configuration and the generation settings.
         bos_token_id: or None.
         pad_token_id: what to fill rows with; never tells where a text ends.
@@ -48,7 +50,7 @@ class LanguageModel:
     def __init__(self, source: str | Path, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"):
         self.source = str(source)
         self.device, self.dtype = _device(device), _dtype(dtype)
-        self._location = _locate(source)
+        self._location: tuple[str, str | None] | None = _locate(source)
         self._model: PreTrainedModel | None = None
         self._reloadable = True
         self.tokenizer = self._from_pretrained(AutoTokenizer, "tokenizer")
@@ -115,7 +117,7 @@ class LanguageModel:
         result = torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device)
         wanted = attention_mask.bool().clone()
         wanted[:, 0] = False
-        warping = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask": mask}
+        warping: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask": mask}
         with evaluating(self.model):
             for rows in torch.arange(len(input_ids)).split(max(1, TOKENS_PER_BATCH // input_ids.shape[1])):
                 batch = [part[rows].to(self.device) for part in (input_ids, attention_mask, wanted)]
@@ -128,7 +130,8 @@ class LanguageModel:
         return self.__dict__ | ({"_model": None} if self._reloadable else {})
 
     def __repr__(self) -> str:
-        return f"LanguageModel({self.source!r}, device={str(self.device)!r}, dtype={str(self.dtype).removeprefix('torch.')!r})"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"LanguageModel({self.source!r}, device={str(self.device)!r}, dtype={dtype!r})"
 
     def _from_pretrained(self, auto: Any, what: str, **kwargs: Any) -> Any:
         assert self._location is not None
@@ -188,7 +191,7 @@ def _locate(source: str | Path) -> tuple[str, str | None]:
         raise FileNotFoundError(f"model: no such directory: {str(source)!r}")
     if "/" not in str(source):
         raise FileNotFoundError(
-            f"model: unknown name {str(source)!r}; known: {', '.join(sorted(MODELS))}; or give a directory or owner/name"
+            f"model: unknown name {str(source)!r}; known: {', '.join(sorted(MODELS))}; else a directory or owner/name"
         )
     return str(found), None
 
@@ -209,8 +212,8 @@ def _check_directory(path: Path) -> None:
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
     if pickles:
         raise ValueError(
-            f"model: {str(path)!r} holds pickled weights ({pickles[0]}), which can run code when they are read. If you trust them, "
-            f'convert them once: python -c "from transformers import AutoModelForCausalLM as M; '
+            f"model: {str(path)!r} holds pickled weights ({pickles[0]}), which can run code when they are read. "
+            f'If you trust them, convert them once: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{path}').save_pretrained('{path}')\""
         )
     raise FileNotFoundError(f"model: {str(path)!r} has no weights (*.safetensors)")

@@ -1,6 +1,7 @@
 """Reading prefixes with transformers' own cache: the way for models that `slot_attention.py` does not know.
 
-Slow but general: a left-padded batch is decoded as long as all its rows go on by one token each; anything else is read anew.
+Slow but general: a left-padded batch is decoded as long as all its rows go on by one token each; anything else is read
+anew.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class LibraryReader:
 
         Args:
             ids: (n, L) right-padded prefixes; lengths: (n,).
-            rows: (n,) names of the prefixes; starts: (n,) how many leading tokens the last call for that row had in common.
+            rows: (n,) names of the prefixes; starts: (n,) how many leading tokens the last call for that row had in
+                common.
         """
         device = next(self._model.parameters()).device
         goes_on = self._cache is not None and np.array_equal(rows, self._rows) and (starts == lengths - 1).all()

@@ -1,8 +1,8 @@
 """Next-token logits of a batch of prefixes, at the cost of the tokens that are new since the last call.
 
-`PrefixCache` is a pure function of its input with a memory: it compares each prefix with what that row held, reads what differs and
-remembers the rest. What to read is decided here; how is `slot_attention.py`'s affair, or, for models it does not know,
-`library_cache.py`'s. Sampling is in `sampling.py`.
+`PrefixCache` is a pure function of its input with a memory: it compares each prefix with what that row held, reads
+what differs and remembers the rest. What to read is decided here; how is `slot_attention.py`'s affair, or, for models
+it does not know, `library_cache.py`'s. Sampling is in `sampling.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from textgen_env.library_cache import LibraryReader
 from textgen_env.slot_attention import SlotStore, UnsupportedModel, read
@@ -31,16 +32,17 @@ _eligible: WeakKeyDictionary[nn.Module, bool] = (
 class PrefixCache:
     """Rows of prefixes whose keys and values are kept between calls.
 
-    The result never depends on what was asked before: a row may restart, jump, shrink or rest, and the parameters may change in
-    between (an optimiser step, `load_state_dict`, a parameter exchanged: each empties the cache). Changes that bypass torch's
-    version counters without moving the data (`p.data.add_(…)`, numpy views) need `invalidate()`. Logits come from the model in
-    evaluation mode, whatever mode it is in.
+    The result never depends on what was asked before: a row may restart, jump, shrink or rest, and the parameters may
+    change in between (an optimiser step, `load_state_dict`, a parameter exchanged: each empties the cache). Changes
+    that bypass torch's version counters without moving the data (`p.data.add_(…)`, numpy views) need `invalidate()`.
+    Logits come from the model in evaluation mode, whatever mode it is in.
 
     Args:
         model: a causal LM of transformers, or one wrapped by peft.
         rows: how many prefixes are held.
         vocab_size: logits columns that are tokens; the rest is cut off. None keeps all.
-        context: entered around each use of the model, e.g. `model.disable_adapter` for the reference policy of a LoRA model.
+        context: entered around each use of the model, e.g. `model.disable_adapter` for the reference policy of a LoRA
+            model.
         fast: False leaves the work to the library's own cache.
     """
 
@@ -70,6 +72,7 @@ class PrefixCache:
         self._tokens = np.zeros((self.rows, 0), dtype=np.int64)
         self._held = np.zeros(self.rows, dtype=np.int64)  # tokens of each row whose keys and values are stored
         self._memo = Memo(self.rows)
+        self._adapter = next((module for module in self.model.modules() if hasattr(module, "_disable_adapters")), None)
 
     def next_logits(self, input_ids: Any, lengths: Any, rows: Any = None) -> torch.Tensor:
         """Raw logits (n, vocab_size) float32 of the token after each prefix; see `next_logits_and_hidden`."""
@@ -86,15 +89,17 @@ class PrefixCache:
             rows: (n,) distinct rows of this cache that hold them; default the first n.
 
         Returns:
-            logits (n, vocab_size) float32, neither tempered nor masked, and last hidden states (n, hidden) in the model's dtype, both
-            without gradient. A prefix asked for again gets the remembered logits; they may be changed in place (the memory notices).
+            logits (n, vocab_size) float32, neither tempered nor masked, and last hidden states (n, hidden) in the
+            model's dtype, both without gradient. A prefix asked for again gets the remembered logits; they may be
+            changed in place (the memory notices).
 
         Raises:
-            ValueError: a shape is wrong, a row repeats or does not exist, a prefix is empty or longer than the model's positions.
+            ValueError: a shape is wrong, a row repeats or does not exist, a prefix is empty or longer than the model's
+                positions.
         """
         ids, lengths, rows = self._checked(input_ids, lengths, rows)
         with self._context(), torch.no_grad():
-            if (signature := _signature(self.model)) != self._signature:
+            if (signature := _signature(self.model, self._adapter)) != self._signature:
                 self.invalidate()
                 self._signature = signature
             starts = self._common_prefix(ids, lengths, rows)
@@ -154,7 +159,7 @@ class PrefixCache:
 
 
 class Memo:
-    """Logits and hidden states of the prefix each row holds: a reference into the batch they were computed in, no copy."""
+    """Logits and hidden states of the prefix each row holds: references into the batch they were computed in."""
 
     def __init__(self, rows: int) -> None:
         self._of_row: list[tuple[torch.Tensor, int, torch.Tensor, int] | None] = [None] * rows
@@ -192,10 +197,20 @@ def _integers(values: Any) -> np.ndarray:
     )
 
 
-def _signature(model: nn.Module) -> object:
-    """Changes whenever parameters are written, moved or exchanged, or adapters are switched."""
+def _signature(model: nn.Module, adapter: Any) -> object:
+    """Changes when parameters are written, moved or exchanged, or adapters (one layer is given) are switched."""
     parameters = tuple((p.data_ptr(), p._version) for p in model.parameters())
-    return parameters, tuple(getattr(model, "active_adapters", ())) if hasattr(model, "peft_config") else ()
+    return parameters, adapter and (adapter.disable_adapters, tuple(adapter.active_adapters), adapter.merged)
+
+
+def _note_fused_step(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    """Fused optimisers of torch write parameters without raising their versions; do it for them."""
+    for group in optimiser.param_groups:
+        if group.get("fused"):
+            torch.autograd.graph.increment_version([p for p in group["params"] if p.grad is not None])
+
+
+register_optimizer_step_post_hook(_note_fused_step)
 
 
 def eligible(inner: nn.Module, trunk: Trunk) -> bool:

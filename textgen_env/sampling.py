@@ -1,7 +1,8 @@
 """Warping of next-token logits and exact sampling from them.
 
-`warp_logits` is the one place where temperature, top-k, top-p and action masks are applied: to the policy when it samples, to the
-reference, and to every scored log-probability, so that the three always speak of the same distribution. Nothing here knows a model.
+`warp_logits` is the one place where temperature, top-k, top-p and action masks are applied: to the policy when it
+samples, to the reference, and to every scored log-probability, so that the three always speak of the same
+distribution. Nothing here knows a model.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ def warp_logits(
         logits: (..., V), any floating type.
         temperature: divides the logits; > 0.
         top_k: keep the k largest (ties with the k-th stay); 0 keeps all.
-        top_p: keep the smallest set of tokens whose probabilities reach this sum (nucleus sampling, Holtzman et al. 2020); 1 keeps all.
+        top_p: keep the smallest set of tokens whose probabilities reach this sum (nucleus sampling, Holtzman et al.
+            2020); 1 keeps all.
         mask: bool, broadcasts to (..., V); True marks the allowed tokens.
-        keep: (...) token ids that top-k and top-p may not remove. Give the actions that were taken when old samples are scored anew:
-            a rounding difference at the edge of the set would otherwise turn a sampled token into log 0.
+        keep: (...) token ids that top-k and top-p may not remove. Give the actions that were taken when old samples
+            are scored anew: a rounding difference at the edge of the set would otherwise turn a sampled token into log
+                0.
 
     Returns:
-        (..., V) float32; excluded entries are -inf. Differentiable. The input is never modified, but is returned as it is
-        when there is nothing to do.
+        (..., V) float32; excluded entries are -inf. Differentiable. The input is never modified, but is returned as it
+        is when there is nothing to do.
 
     Raises:
         ValueError: a setting is out of range.
@@ -59,9 +62,9 @@ def warp_logits(
 def sample(logits: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token per row from softmax(logits) by inverting its cumulative distribution in two levels.
 
-    The sums of 256-token blocks choose the block, then the tokens inside it choose the token: the same distribution as one long
-    cumulative sum, at a fraction of the cost (and of that of `torch.multinomial`). Sums are kept in float64, so that neither
-    large vocabularies nor tiny probabilities are biased; a token of probability 0 is never drawn.
+    The sums of 256-token blocks choose the block, then the tokens inside it choose the token: the same distribution as
+    one long cumulative sum, at a fraction of the cost (and of that of `torch.multinomial`). Sums are kept in float64,
+    so that neither large vocabularies nor tiny probabilities are biased; a token of probability 0 is never drawn.
 
     Args:
         logits: (n, V) float32, already warped (see `warp_logits`).

@@ -1,7 +1,7 @@
 """Teacher-forced log-probabilities of tokens that are already written, with gradient.
 
-The language-model head is applied only where it is asked for, so that no (B, T, V) tensor ever exists. Sampling, caching and loading
-live elsewhere (`sampling.py`, `prefix_cache.py`, `language_model.py`).
+The language-model head is applied only where it is asked for, so that no (B, T, V) tensor ever exists. Sampling,
+caching and loading live elsewhere (`sampling.py`, `prefix_cache.py`, `language_model.py`).
 """
 
 from __future__ import annotations
@@ -42,15 +42,19 @@ def response_log_probs(
     mask: torch.Tensor | None = None,
     with_entropy: bool = False,
 ) -> ResponseScores:
-    """Log-probability of every response token given all tokens before it; one forward of the trunk, the head only where needed.
+    """Log-probability of every response token given all tokens before it.
+
+    One forward of the trunk; the head is applied only where it is needed.
 
     Args:
         model: a causal LM of transformers, or one wrapped by peft.
         input_ids: (B, T) int64, right-padded.
         attention_mask: (B, T), 1 for real tokens, then 0 for padding.
         response_mask: (B, T), 1 where the agent wrote the token; column 0 has nothing before it and must be 0.
-        vocab_size: number of actions; logits beyond it (padding rows of the embedding) do not exist for the softmax. None: all.
-        temperature, top_k, top_p, mask: the warping that the tokens were sampled with (see `warp_logits`); mask is (V,) or (N, V).
+        vocab_size: number of actions; logits beyond it (padding rows of the embedding) do not exist for the softmax.
+            None: all.
+        temperature, top_k, top_p, mask: the warping that the tokens were sampled with (see `warp_logits`); mask is
+            (V,) or (N, V).
         with_entropy: also return the entropy of the warped distribution.
 
     Returns:

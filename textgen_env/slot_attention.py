@@ -1,9 +1,10 @@
 """Attention of a batch of slots that are at different places: the fast half of `prefix_cache.py`.
 
-All tokens that are to be read in a call, one for each slot that decodes and many for one that starts, form ONE stream of shape (1, T),
-so that the model's own code runs unchanged and pays for no padding. Only its attention is ours: a function registered with transformers
-under the name `ATTENTION` writes keys and values into each slot's row and attends to that row alone. Grouped queries run as two
-batched matrix products, which at query length 1 is several times faster on a CPU than the fused kernel.
+All tokens that are to be read in a call, one for each slot that decodes and many for one that starts, form ONE stream
+of shape (1, T), so that the model's own code runs unchanged and pays for no padding. Only its attention is ours: a
+function registered with transformers under the name `ATTENTION` writes keys and values into each slot's row and
+attends to that row alone. Grouped queries run as two batched matrix products, which at query length 1 is several times
+faster on a CPU than the fused kernel.
 
 Which tokens are new, and what to do with models this file does not know, is decided in `prefix_cache.py`.
 """
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -106,7 +106,7 @@ class SlotStore:
     def write(
         self, layer: int, plan: Plan, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the stream's keys and values, each (1, kv_heads, T, head_dim), in their places; returns the layer's rows."""
+        """Put the stream's keys and values, each (1, kv_heads, T, head_dim), in their places; return all rows."""
         if (
             layer not in self.layers
         ):  # zeros, not garbage: columns not yet written are read with weight 0, and 0·NaN is NaN
@@ -119,7 +119,7 @@ class SlotStore:
 
 
 def slot_attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -131,7 +131,8 @@ def slot_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention function of transformers: query (1, heads, T, head_dim) → (1, T, heads, head_dim).
 
-    A call without a plan comes from elsewhere (another thread using the same model) and gets the library's own attention.
+    A call without a plan comes from elsewhere (another thread using the same model) and gets the library's own
+    attention.
     """
     plan: Plan | None = kwargs.pop(PLAN, None)
     if plan is None:
@@ -159,7 +160,7 @@ def _attend(
     window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """(m, Q, heads, head_dim) queries of a group → the same shape, attended. Scores in the model's dtype, softmax in float32."""
+    """(m, Q, heads, head_dim) queries of a group → the same shape, attended; the softmax is in float32."""
     m, q, heads, _ = query.shape
     kv_heads = keys.shape[1]
     key = keys[group.rows, :, : group.columns]  # (rows, kv_heads, columns, head_dim)
@@ -189,7 +190,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for calls without a pla
 
 @contextmanager
 def attention_of(config: PretrainedConfig, name: str) -> Iterator[None]:
-    """Let the model attend by `name` inside the block, by one thread at a time; its configuration is as before afterwards."""
+    """Let the model attend by `name` inside the block, one thread at a time; afterwards all is as before."""
     with _switch:
         before = config._attn_implementation
         config._attn_implementation = name
@@ -245,7 +246,7 @@ def read(
 
 def _parts(starts: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
     """Split slots into groups of similar query counts (within a factor of 2), none with more scores than MAX_SCORES."""
-    parts = []
+    parts: list[np.ndarray] = []
     sizes = np.ceil(np.log2(counts)).astype(int)
     for size in np.unique(sizes):
         members = np.flatnonzero(sizes == size)

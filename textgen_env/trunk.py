@@ -1,8 +1,8 @@
-"""A causal language model of transformers, taken apart: the body that makes hidden states, and the head that makes logits.
+"""A causal language model of transformers, taken apart: the body (hidden states) and the head (logits).
 
-Applying the head only where logits are needed is most of what makes scoring and decoding cheap. Some models transform the head's
-output once more (Gemma 2 caps it, Cohere and Granite scale it). What is returned here is checked against the model's own forward; a
-model whose logits cannot be reproduced is not taken apart at all.
+Applying the head only where logits are needed is most of what makes scoring and decoding cheap. Some models transform
+the head's output once more (Gemma 2 caps it, Cohere and Granite scale it). What is returned here is checked against
+the model's own forward; a model whose logits cannot be reproduced is not taken apart at all.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ class Trunk(NamedTuple):
     head: Transform
 
 
-def unwrap(model: nn.Module) -> Any:
+def unwrap(model: Any) -> Any:
     """The transformers model inside a peft wrapper (its adapters stay in place), or the model itself.
 
     Raises:
-        ValueError: the wrapper prepends virtual tokens (prompt learning), which no one-token-per-column code can follow.
+        ValueError: the wrapper prepends virtual tokens (prompt learning), which no one-token-per-column code can
+            follow.
     """
     if not hasattr(model, "peft_config"):
         return model

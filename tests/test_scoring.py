@@ -1,0 +1,182 @@
+"""Response log-probabilities against each sequence alone, and their gradients against the model's own loss."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_model
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
+
+from textgen_env import scoring
+from textgen_env.scoring import response_log_probs
+from textgen_env.trunk import split
+
+VOCAB = 61
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def from_config(config: Any) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+def lora() -> Any:
+    model: Any = random_model("llama", VOCAB)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+
+
+MODELS: dict[str, Any] = {
+    "llama": random_model("llama", VOCAB),
+    "gpt2": random_model("gpt2", VOCAB),
+    "lora": lora(),
+    "gemma2 (capped logits)": from_config(Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.5)),
+    "granite (divided logits)": from_config(GraniteConfig(**SMALL, logits_scaling=3.0)),
+    "cohere (scaled logits)": from_config(CohereConfig(**SMALL, logit_scale=0.2)),
+}
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Four rows of different lengths; the third has a stretch inside the response that the agent did not write."""
+    ids = torch.randint(3, VOCAB, (4, 12), generator=torch.Generator().manual_seed(0))
+    attention = (torch.arange(12) < torch.tensor([12, 6, 11, 5])[:, None]).long()
+    response = attention * (torch.arange(12) >= torch.tensor([4, 3, 2, 5])[:, None]).long()
+    response[2, 5:7] = 0
+    return ids, attention, response
+
+
+def expected_scores(model: Any, warp: Any = lambda logits: logits) -> tuple[torch.Tensor, torch.Tensor]:
+    """The oracle: one sequence at a time, one position at a time."""
+    ids, attention, response = batch()
+    log_probs, entropy = [], []
+    for row in range(4):
+        logits = model(ids[row : row + 1, : attention[row].sum()]).logits[0, :, :VOCAB].double()
+        for column in range(12):
+            if response[row, column]:
+                distribution = torch.distributions.Categorical(logits=warp(logits[column - 1]))
+                log_probs.append(distribution.log_prob(ids[row, column]))
+                entropy.append(distribution.entropy())
+    return torch.stack(log_probs), torch.stack(entropy)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_one_sequence_at_a_time(name: str) -> None:
+    scores = response_log_probs(MODELS[name], *batch(), vocab_size=VOCAB, with_entropy=True)
+    log_probs, entropy = expected_scores(MODELS[name])
+    torch.testing.assert_close(scores.log_probs.double(), log_probs, atol=1e-5, rtol=1e-5)
+    assert scores.entropy is not None
+    torch.testing.assert_close(scores.entropy.double(), entropy, atol=1e-5, rtol=1e-5)
+    assert split(MODELS[name]) is not None
+
+
+def test_unknown_head_uses_the_models_own_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = copy.deepcopy(MODELS["llama"])
+    head = type(model.lm_head).forward
+    forward = type(model).forward
+
+    def odd(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits.sin()
+        return output
+
+    monkeypatch.setattr(type(model), "forward", odd)
+    scores = response_log_probs(model, *batch(), vocab_size=VOCAB)
+    assert split(model) is None
+    torch.testing.assert_close(scores.log_probs.double(), expected_scores(model)[0], atol=1e-5, rtol=1e-5)
+    assert head is not None
+
+
+def test_warping_is_applied_before_the_softmax() -> None:
+    mask = torch.ones(VOCAB, dtype=torch.bool)
+    mask[::7] = False
+    ids, attention, response = batch()
+    ids[~mask[ids]] += 1  # written under the mask
+    model = MODELS["llama"]
+    scores = response_log_probs(
+        model, ids, attention, response, vocab_size=VOCAB, temperature=0.7, mask=mask, with_entropy=True
+    )
+    hidden = scores.hidden.detach()
+    logits = (model.lm_head(hidden)[:, :VOCAB].double() / 0.7).masked_fill(~mask, -torch.inf)
+    expected = logits.log_softmax(-1).gather(1, ids[response.bool()].unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(scores.log_probs.double(), expected.detach(), atol=1e-5, rtol=1e-5)
+    assert scores.entropy is not None
+    assert torch.isfinite(scores.entropy).all()
+
+
+def test_top_k_never_makes_a_taken_action_impossible() -> None:
+    scores = response_log_probs(MODELS["llama"], *batch(), vocab_size=VOCAB, top_k=1)
+    assert torch.isfinite(scores.log_probs).all()
+    ids, _, response = batch()
+    logits = MODELS["llama"].lm_head(scores.hidden)[:, :VOCAB]
+    best, taken = logits.max(-1).values, logits.gather(1, ids[response.bool()].unsqueeze(1)).squeeze(1)
+    two = torch.stack([taken, best]).log_softmax(0)[0]  # the set is {best, taken}
+    expected = torch.where(taken == best, torch.zeros(()), two)
+    torch.testing.assert_close(scores.log_probs, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1024, 3])
+def test_gradients_equal_those_of_the_whole_computation(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one piece, and in chunks whose logits are recomputed in the backward."""
+    monkeypatch.setattr(scoring, "TOKENS_PER_CHUNK", chunk)
+    model = copy.deepcopy(MODELS["llama"])
+
+    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    scores = response_log_probs(model, *batch(), vocab_size=VOCAB, with_entropy=True, temperature=1.3)
+    assert scores.entropy is not None
+    weights = torch.linspace(-1, 1, len(scores.log_probs))
+    ours = gradients((scores.log_probs * weights).sum() + 0.5 * scores.entropy.sum())
+    log_probs, entropy = expected_scores(model, lambda logits: logits / 1.3)
+    theirs = gradients((log_probs * weights).sum() + 0.5 * entropy.sum())
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other.to(mine.dtype), atol=1e-4, rtol=1e-3)
+
+
+def test_hidden_states_are_those_that_predict() -> None:
+    ids, attention, response = batch()
+    scores = response_log_probs(MODELS["llama"], ids, attention, response)
+    with torch.no_grad():
+        alone = MODELS["llama"](ids[1:2, :6], output_hidden_states=True).hidden_states[-1][0]
+    first = int(response[0].sum())
+    torch.testing.assert_close(scores.hidden[first : first + 3].detach(), alone[2:5], atol=1e-5, rtol=1e-5)
+
+
+def test_no_response_no_scores() -> None:
+    ids, attention, response = batch()
+    scores = response_log_probs(MODELS["llama"], ids, attention, response * 0, with_entropy=True)
+    assert scores.log_probs.shape == (0,)
+    assert scores.entropy is not None
+    assert scores.entropy.shape == (0,)
+
+
+def test_bad_batches() -> None:
+    ids, attention, response = batch()
+    with pytest.raises(ValueError, match="one shape"):
+        response_log_probs(MODELS["llama"], ids, attention[:, :5], response)
+    with pytest.raises(ValueError, match="right padding"):
+        response_log_probs(MODELS["llama"], ids, attention.flip(1), response)
+    with pytest.raises(ValueError, match="calls padding"):
+        response_log_probs(MODELS["llama"], ids, attention, torch.ones_like(response))
+    first = torch.zeros_like(response)
+    first[0, 0] = 1
+    with pytest.raises(ValueError, match="column 0"):
+        response_log_probs(MODELS["llama"], ids, attention, first)
