@@ -93,9 +93,7 @@ def write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer))) + ["<unused>"] * (
-        config.vocab_size - len(tokenizer)
-    )
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer))) + ["ab", "<3>", "<4>", "<5>", "<6>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))

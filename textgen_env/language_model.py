@@ -144,9 +144,7 @@ class LanguageModel:
             kwargs["use_safetensors"] = True
         try:
             return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
-        except (
-            Exception
-        ) as error:  # the library raises anything from OSError to KeyError, seldom naming what was asked for
+        except Exception as error:  # anything from OSError to KeyError, and seldom with the name of the source
             raise FileNotFoundError(
                 f"model: cannot load the {what} of {self.source!r} ({type(error).__name__}: {error})"
             ) from error
