@@ -161,6 +161,8 @@ class KLPenalty:
 
 def cached_logits(cache: PrefixCache, prefixes: Prefixes, rows: NDArray[np.int64]) -> torch.Tensor:
     """Raw next-token logits at the given rows, (m, V): the `Policy` of a language model's cache."""
+    if not len(rows):  # every slot restarts in this step
+        return torch.zeros(0, cache.vocab_size or 0)
     return cache.next_logits(prefixes.input_ids[rows], prefixes.lengths[rows], rows)
 
 
