@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from text_pairs import PAIRS
 
 from textgen_env.scorers import corpus_score, get_scorer
 from textgen_env.scorers.cider import CIDEr, DocumentFrequencies
@@ -15,18 +16,16 @@ pycoco = pytest.importorskip("pycocoevalcap.cider.cider")
 
 
 @pytest.fixture(scope="module")
-def tokenised(pairs):
+def tokenised():
     """Completions and references as pycocoevalcap takes them: tokens joined by spaces."""
-    completions = [" ".join(ptb_tokenize(text)) for text in pairs.completions]
-    return completions, [[" ".join(ptb_tokenize(text)) for text in texts] for texts in pairs.references]
+    completions = [" ".join(ptb_tokenize(text)) for text in PAIRS.completions]
+    return completions, [[" ".join(ptb_tokenize(text)) for text in texts] for texts in PAIRS.references]
 
 
 def coco_scores(completions: list[str], references: list[list[str]]) -> np.ndarray:
     """pycocoevalcap's score of each text; its document frequencies are those of `references`."""
-    keys = range(len(completions))
-    return pycoco.Cider().compute_score(dict(zip(keys, references, strict=True)), {i: [completions[i]] for i in keys})[
-        1
-    ]
+    truths = dict(enumerate(references))
+    return pycoco.Cider().compute_score(truths, {i: [text] for i, text in enumerate(completions)})[1]
 
 
 def paper_cider(candidate: str, references: list[str], corpus: list[list[str]], sigma: float | None) -> float:
@@ -39,7 +38,8 @@ def paper_cider(candidate: str, references: list[str], corpus: list[list[str]], 
     total = 0.0
     for n in range(1, 5):
         vocabulary = sorted({g for text in [candidate, *references] for g in ngrams(text, n)})
-        df = [sum(any(g in ngrams(text, n) for text in texts) for texts in corpus) for g in vocabulary]
+        documents = [{g for text in texts for g in ngrams(text, n)} for texts in corpus]
+        df = [sum(g in document for document in documents) for g in vocabulary]
         idf = np.array([math.log(len(corpus) / max(1, count)) for count in df])
         c = np.array([ngrams(candidate, n).count(g) for g in vocabulary]) * idf
         for reference in references:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from nltk.translate.meteor_score import meteor_score
+from text_pairs import PAIRS
 
 from textgen_env.scorers import get_scorer
 from textgen_env.scorers.words import ptb_tokenize
@@ -14,12 +15,12 @@ class NoWordNet:
         return []
 
 
-def test_equals_nltk(pairs) -> None:
+def test_equals_nltk() -> None:
     expected = [
         meteor_score([ptb_tokenize(other) for other in texts], ptb_tokenize(text), wordnet=NoWordNet())
-        for text, texts in zip(pairs.completions, pairs.references, strict=True)
+        for text, texts in zip(PAIRS.completions, PAIRS.references, strict=True)
     ]
-    assert get_scorer("meteor")(pairs.completions, references=pairs.references) == expected
+    assert get_scorer("meteor")(PAIRS.completions, references=PAIRS.references) == expected
 
 
 def test_known_value() -> None:

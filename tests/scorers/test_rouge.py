@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize as rouge_score_tokenize
+from text_pairs import PAIRS
 
 from textgen_env.scorers import corpus_score, get_scorer
 from textgen_env.scorers.rouge import tokenize
@@ -20,15 +21,15 @@ NAMES = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 @pytest.mark.parametrize("stem", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_rewards_equal_rouge_score(pairs, name, stem) -> None:
+def test_rewards_equal_rouge_score(name, stem) -> None:
     oracle = RougeScorer([name], use_stemmer=stem)
     results = [
         [oracle.score(other, text)[name] for other in texts]
-        for text, texts in zip(pairs.completions, pairs.references, strict=True)
+        for text, texts in zip(PAIRS.completions, PAIRS.references, strict=True)
     ]
 
     def scores(**arguments) -> list[float]:
-        return get_scorer(name, stem=stem, **arguments)(pairs.completions, references=pairs.references)
+        return get_scorer(name, stem=stem, **arguments)(PAIRS.completions, references=PAIRS.references)
 
     assert scores() == [max(r.fmeasure for r in row) for row in results]
     assert scores(multi="mean") == pytest.approx([statistics.fmean(r.fmeasure for r in row) for row in results])
@@ -37,13 +38,13 @@ def test_rewards_equal_rouge_score(pairs, name, stem) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_corpus_score_is_the_mean(pairs, name) -> None:
+def test_corpus_score_is_the_mean(name) -> None:
     oracle = RougeScorer([name], use_stemmer=True)
     expected = [
         oracle.score_multi(texts, text)[name].fmeasure
-        for text, texts in zip(pairs.completions, pairs.references, strict=True)
+        for text, texts in zip(PAIRS.completions, PAIRS.references, strict=True)
     ]
-    assert corpus_score(name, pairs.completions, pairs.references) == pytest.approx(statistics.fmean(expected))
+    assert corpus_score(name, PAIRS.completions, PAIRS.references) == pytest.approx(statistics.fmean(expected))
 
 
 def perl_rouge(completions: list[str], references: list[list[str]], folder: Path) -> dict[str, list[float]]:
@@ -66,12 +67,12 @@ def perl_rouge(completions: list[str], references: list[list[str]], folder: Path
 
 
 @pytest.mark.skipif(shutil.which("perl") is None, reason="ROUGE-1.5.5 is a Perl program")
-def test_rewards_equal_rouge_155(pairs, tmp_path) -> None:
+def test_rewards_equal_rouge_155(tmp_path) -> None:
     """Its ROUGE-L reads a sentence a line, which is what others call ROUGE-Lsum."""
-    references = pairs.first_references()
-    expected = perl_rouge(pairs.completions, references, tmp_path)
+    references = PAIRS.first_references()
+    expected = perl_rouge(PAIRS.completions, references, tmp_path)
     for name, metric in [("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeLsum", "ROUGE-L")]:
-        scores = get_scorer(name)(pairs.completions, references=references)
+        scores = get_scorer(name)(PAIRS.completions, references=references)
         assert scores == pytest.approx(expected[metric], abs=1e-3)
 
 

@@ -17,8 +17,8 @@ _TEXTS = ("prompt+completion", "completion")
 class SpacyClassifier:
     """The score in [0, 1] that a spaCy pipeline's text classifier gives to a label; higher is better.
 
-    The pipeline is loaded at the first score. An empty text is scored like any other. One text is scored at a time by
-    any thread, since a spaCy vocabulary grows while it reads.
+    The pipeline is loaded at the first score. A text without tokens scores 0. Threads take turns, since a spaCy
+    vocabulary grows while it reads.
 
     Args:
         model: a fetched name, a directory, or an installed pipeline's name.
@@ -54,7 +54,8 @@ class SpacyClassifier:
         for document in documents:
             if self.label not in document.cats:
                 raise ValueError(f"spacy: label must be one of {', '.join(document.cats)}, got {self.label!r}")
-        return [float(document.cats[self.label]) for document in documents]
+        # what spaCy says of a text without tokens depends on the texts beside it
+        return [float(document.cats[self.label]) if len(document) else 0.0 for document in documents]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pipeline": None}  # copies load it again

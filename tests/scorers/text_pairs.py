@@ -6,8 +6,6 @@ import json
 import random
 from dataclasses import dataclass
 
-import pytest
-
 from textgen_env.assets import prompt_path
 
 
@@ -43,11 +41,13 @@ def perturbed(text: str, rng: random.Random, words: list[str]) -> str:
     return joiner.join([" ".join(result[: len(result) // 2]), " ".join(result[len(result) // 2 :])])
 
 
-@pytest.fixture(scope="session")
-def pairs() -> Pairs:
+def make_pairs() -> Pairs:
     """300 texts near to their references: 100 each of descriptions, summaries and translations."""
     rng = random.Random(7)
     chosen = [row for name in ("descriptions", "summaries", "translations") for row in rng.sample(packaged(name), 100)]
     words = sorted({word for row in chosen for text in row["references"] for word in text.split()})
     completions = [perturbed(rng.choice(row["references"]), rng, words) for row in chosen]
     return Pairs(completions, [row["prompt"] for row in chosen], [row["references"] for row in chosen])
+
+
+PAIRS = make_pairs()

@@ -1,0 +1,49 @@
+"""Every registered scorer keeps the contract. What each one computes is tested in its own file."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+from env_contract import ScorerContract
+
+from textgen_env import assets
+from textgen_env.scorers import get_scorer
+from textgen_env.scorers.registry import scorer_names
+
+RULE = {"name": "length", "target": 4}
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "length": {"target": 4},
+    "regex": {"pattern": "[A-Z]"},
+    "keywords": {"keywords": ["cat", "soup"]},
+    "sum": {"scorers": {"length": RULE, "variety": [0.1, "distinct"]}},
+    "affine": {"scorer": "rougeL", "gain": 2.0, "bias": -0.5},
+    "clip": {"scorer": RULE, "low": 0.25, "high": 0.75},
+    "eos_penalty": {"scorer": RULE},
+    "overlong_penalty": {"limit": 20, "buffer": 10},
+    "dense": {"scorer": RULE},
+    "token_rewards": {"function": lambda completions, *, completion_ids, **_: [[0.5] * len(i) for i in completion_ids]},
+    "cached": {"scorer": "bleu"},
+    "patient": {"scorer": RULE, "workers": 2, "batch_size": 2},
+}
+"""What a scorer cannot do without; the others are made by name alone."""
+
+FETCHED = {"similarity": "minilm", "spacy": "imdb-sentiment"}
+LIBRARIES = {"spacy": "spacy", "vader": "vaderSentiment", "json_schema": "jsonschema"}
+# keeps statistics of what it has scored, so that asked again it says something else
+STATEFUL = {"normalize"}
+
+
+class TestScorer(ScorerContract):
+    @pytest.fixture(autouse=True, params=sorted(set(scorer_names()) - STATEFUL))
+    def _choose_scorer(self, request: pytest.FixtureRequest) -> None:
+        self.name = request.param
+        if self.name in FETCHED and not assets.MODELS[FETCHED[self.name]].path.exists():
+            pytest.skip(f"needs: python -m textgen_env.assets fetch {FETCHED[self.name]}")
+        if importlib.util.find_spec(LIBRARIES.get(self.name, "textgen_env")) is None:
+            pytest.skip(f"needs {LIBRARIES[self.name]}")
+
+    def make_scorer(self) -> Any:
+        return get_scorer(self.name, **ARGUMENTS.get(self.name, {}))
