@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ def make_deb(
 
 
 def source(*packages: Deb) -> dict[str, Source]:
-    def build(*archives_and_folder) -> None:
+    def build(*archives_and_folder: Any) -> None:
         *archives, folder = archives_and_folder
         for number, archive in enumerate(archives):
             extract(archive, "usr/share/demo/", folder / str(number))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from textgen_env.scorers.registry import scorer_names
 RULE = {"name": "length", "target": 4}
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "classifier": {"label": "POSITIVE"},
     "length": {"target": 4},
     "regex": {"pattern": "[A-Z]"},
     "keywords": {"keywords": ["cat", "soup"]},
@@ -22,7 +22,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "affine": {"scorer": "rougeL", "gain": 2.0, "bias": -0.5},
     "clip": {"scorer": RULE, "low": 0.25, "high": 0.75},
     "eos_penalty": {"scorer": RULE},
-    "overlong_penalty": {"limit": 20, "buffer": 10},
+    "overlong_penalty": {"scorer": RULE, "maximum": 20, "margin": 10},
     "dense": {"scorer": RULE},
     "token_rewards": {"function": lambda completions, *, completion_ids, **_: [[0.5] * len(i) for i in completion_ids]},
     "cached": {"scorer": "bleu"},
@@ -31,19 +31,24 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 """What a scorer cannot do without; the others are made by name alone."""
 
 FETCHED = {"similarity": "minilm", "spacy": "imdb-sentiment"}
-LIBRARIES = {"spacy": "spacy", "vader": "vaderSentiment", "json_schema": "jsonschema"}
-# keeps statistics of what it has scored, so that asked again it says something else
-STATEFUL = {"normalize"}
+OPTIONAL = {"spacy": "spacy", "vader": "vaderSentiment"}
+STATEFUL = {"normalize"}  # keeps statistics of what it has scored, so that asked again it says something else
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in FETCHED else name
+    for name in scorer_names()
+    if name not in STATEFUL
+]
 
 
+@pytest.mark.filterwarnings("ignore:.*W095", "ignore:.*parser.split_arg_string")  # spaCy's, see test_sources.py
 class TestScorer(ScorerContract):
-    @pytest.fixture(autouse=True, params=sorted(set(scorer_names()) - STATEFUL))
+    @pytest.fixture(autouse=True, params=NAMES)
     def _choose_scorer(self, request: pytest.FixtureRequest) -> None:
         self.name = request.param
+        if self.name in OPTIONAL:
+            pytest.importorskip(OPTIONAL[self.name])
         if self.name in FETCHED and not assets.MODELS[FETCHED[self.name]].path.exists():
             pytest.skip(f"needs: python -m textgen_env.assets fetch {FETCHED[self.name]}")
-        if importlib.util.find_spec(LIBRARIES.get(self.name, "textgen_env")) is None:
-            pytest.skip(f"needs {LIBRARIES[self.name]}")
 
     def make_scorer(self) -> Any:
         return get_scorer(self.name, **ARGUMENTS.get(self.name, {}))
