@@ -113,7 +113,9 @@ class ActorCritic(nn.Module):
             hidden = self.critic(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[
                 before
             ]
-        return Evaluation(scores.log_probs, self.value_head(hidden.float()).squeeze(-1), scores.entropy)
+        return Evaluation(
+            scores.log_probs, self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1), scores.entropy
+        )
 
     @torch.no_grad()
     def final_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

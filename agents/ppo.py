@@ -228,7 +228,7 @@ class PPO:
             loss = self._ptx_loss()
             (self.config.ptx_coef * loss).backward()
             self.optimizer.accumulate()
-            totals["ptx_loss"] = float(loss)
+            totals["ptx_loss"] = float(loss.detach())
         return dict(totals)
 
     def loss(self, batch: Batch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

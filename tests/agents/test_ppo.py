@@ -8,8 +8,9 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch
 from textgen_env.agents.policy import ActorCritic, PolicyConfig
-from textgen_env.agents.ppo import PPO
+from textgen_env.agents.ppo import PPO, NonFiniteError
 from textgen_env.agents.ppo_config import PPOConfig
 
 from textgen_env.language_model import LanguageModel
@@ -49,3 +50,201 @@ def test_the_first_ratio_is_exactly_one(make_venv: MakeVenv, word_model: Path, s
         assert parts["ratio_error"] == 0
         assert parts["approx_kl"] == 0
     assert ppo.update(batch)["first_ratio_error"] == 0
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_the_whole_minibatch(make_venv: MakeVenv, word_model: Path):
+    """The mean is over tokens, not over micro-batches: rows of different lengths weigh by their tokens."""
+    gradients = []
+    for micro_batch_size in (12, 3, 1):
+        ppo = make_ppo(make_venv(), word_model, minibatch_size=12, micro_batch_size=micro_batch_size, entropy_coef=0.01)
+        batch = ppo.advantages(ppo.collect())
+        ppo._gradient(batch, batch.packs)
+        gradients.append(torch.cat([master.grad.flatten() for master in ppo.optimizer.masters]))
+    assert gradients[0].norm() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients[2], gradients[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kl_in", ["reward", "loss"])
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_the_gradient_of_the_whole_loss_equals_finite_differences(make_venv: MakeVenv, word_model: Path, kl_in, critic):
+    """The slope of the full objective along its own gradient, after an update, so that ratios and clips are at work."""
+    ppo = make_ppo(make_venv(), word_model, kl_in=kl_in, critic=critic, entropy_coef=0.02, kl_coef=0.1, value_coef=0.5)
+    batch = ppo.advantages(ppo.collect())
+    ppo.update(batch)
+    ppo.policy.double()  # the head's output is rounded to float32 all the same, which bounds the accuracy here
+    params = [p for p in ppo.policy.parameters() if p.requires_grad]
+    for rows in batch.packs:
+        loss, parts = ppo.loss(batch, rows)
+        grads = torch.autograd.grad(loss, params)
+        norm = torch.stack([g.norm() for g in grads]).norm()
+        numeric = numeric_slope(ppo, batch, rows, params, [g / norm for g in grads])
+        assert parts["ratio_error"] > 0.01
+        assert numeric == pytest.approx(norm.item(), rel=5e-3)
+
+
+@torch.no_grad()
+def numeric_slope(ppo, batch, rows, params, direction, step=1e-4):
+    losses = []
+    for shift in (step, -2 * step):  # to +step, then to −step
+        for param, d in zip(params, direction, strict=True):
+            param.add_(shift * d)
+        losses.append(float(ppo.loss(batch, rows)[0]))
+    for param, d in zip(params, direction, strict=True):
+        param.add_(step * d)
+    return (losses[0] - losses[1]) / (2 * step)
+
+
+def test_kl_in_the_reward_is_k1_per_token_by_hand(make_venv: MakeVenv, word_model: Path):
+    """Rewards = the environment's − β·(log π − log π_ref), with both log-probs recomputed one sequence at a time."""
+    ppo = make_ppo(make_venv(temperature=0.8), word_model, kl_coef=0.3)
+    ppo.train(2)
+    rollout = ppo.collect()
+    batch = ppo.advantages(rollout)
+    untrained = LanguageModel(word_model).model
+    for row in range(len(rollout.texts)):
+        length = int(rollout.attention_mask[row].sum())
+        ids = rollout.input_ids[row : row + 1, :length]
+        for t in rollout.response_mask[row].nonzero().flatten().tolist():
+            with torch.no_grad():
+                log_probs = [
+                    (model(ids[:, :t]).logits[0, -1] / 0.8).log_softmax(-1)[ids[0, t]].item()
+                    for model in (ppo.policy.actor, untrained)
+                ]
+            assert batch.old_log_probs[row, t].item() == pytest.approx(log_probs[0], abs=1e-4)
+            assert batch.ref_log_probs[row, t].item() == pytest.approx(log_probs[1], abs=1e-4)
+            paid = rollout.rewards[row, t].item() - 0.3 * (log_probs[0] - log_probs[1])
+            assert batch.rewards[row, t].item() == pytest.approx(paid, abs=1e-4)
+    assert batch.metrics["kl_per_response"] != 0
+    total = (batch.old_log_probs - batch.ref_log_probs)[rollout.response_mask.bool()].sum().item()
+    assert batch.metrics["kl_per_response"] == pytest.approx(total / len(rollout.texts), rel=1e-4)
+
+
+def test_the_reference_is_the_same_frozen_or_with_the_adapter_off(make_venv: MakeVenv, word_model: Path):
+    full, lora = (make_ppo(make_venv(), word_model, lora_rank=rank) for rank in (0, 4))
+    for ppo in (full, lora):
+        ppo.train(2)
+    rollout = full.collect()
+    rows = torch.arange(len(rollout.texts))
+    frozen, switched = (ppo.reference(*rollout.rows(rows)) for ppo in (full, lora))
+    torch.testing.assert_close(frozen, switched)
+    torch.testing.assert_close(frozen, make_ppo(make_venv(), word_model).reference(*rollout.rows(rows)))
+    moved = lora.policy.evaluate(*rollout.rows(rows)).log_probs
+    assert (moved - switched).abs().max() > 1e-3
+
+
+def test_a_cut_is_bootstrapped_and_an_end_is_not(make_venv: MakeVenv, word_model: Path):
+    """With λ=1 the return of the last token is its reward, plus V of the final state if and only if it was cut."""
+    for length_limit in ("terminate", "truncate"):
+        ppo = make_ppo(make_venv(length_limit=length_limit, max_new_tokens=3), word_model, lam=1.0, kl_coef=0.0)
+        torch.nn.init.normal_(ppo.policy.value_head.weight, generator=torch.Generator().manual_seed(0))
+        rollout = ppo.collect()
+        batch = ppo.advantages(rollout)
+        assert rollout.truncated.any() == (length_limit == "truncate")
+        for row in range(len(rollout.texts)):
+            length = int(rollout.attention_mask[row].sum())
+            with torch.no_grad():
+                body = ppo.policy.actor.model(input_ids=rollout.input_ids[row : row + 1, :length]).last_hidden_state
+                value = ppo.policy.value_head(body[0, -1]).item()
+            expected = rollout.rewards[row, length - 1].item() + (value if rollout.truncated[row] else 0.0)
+            assert batch.returns[row, length - 1].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_adaptive_coefficient_follows_the_kl_of_whole_responses(make_venv: MakeVenv, word_model: Path):
+    """β ← β·(1 + clip(KL/target − 1, ±.2)·n/horizon) with n = 12 responses and horizon 120."""
+    ppo = make_ppo(make_venv(), word_model, kl_coef=0.1, kl_target=0.01, kl_horizon=120)
+    metrics = ppo.train(3)
+    expected = 0.1
+    for entry in metrics:
+        assert entry["kl_coef"] == pytest.approx(expected)
+        expected *= 1 + min(max(entry["kl_per_response"] / 0.01 - 1, -0.2), 0.2) * 12 / 120
+    assert ppo.kl.value == pytest.approx(expected)
+
+
+def test_early_stop_takes_no_step_beyond_the_target(make_venv: MakeVenv, word_model: Path):
+    ppo = make_ppo(make_venv(), word_model, epochs=10, target_kl=1e-4, lr=3e-2)
+    metrics = ppo.train(1)[0]
+    assert metrics["early_stop"] == 1
+    assert 1 <= metrics["optimizer_steps"] < 30
+    assert all(master.grad is None for master in ppo.optimizer.masters)
+
+
+def test_ptx_raises_the_likelihood_of_given_texts(make_venv: MakeVenv, word_model: Path):
+    def likelihood(ppo: PPO) -> float:
+        ids = torch.tensor([ppo.policy.language_model.encode("j k l m")])
+        return float(ppo.policy.language_model.log_probs(ids, torch.ones_like(ids)).sum())
+
+    policy = ActorCritic(LanguageModel(word_model))
+    config = PPOConfig(episodes=8, minibatch_size=8, micro_batch_size=8, lr=1e-2, ptx_coef=1.0)
+    ppo = PPO(make_venv(), policy, config, ptx_texts=["j k l m"])
+    before, metrics = likelihood(ppo), ppo.train(8)
+    assert likelihood(ppo) > before + 1
+    assert metrics[-1]["ptx_loss"] < metrics[0]["ptx_loss"]
+    with pytest.raises(ValueError, match="ptx_texts"):
+        PPO(make_venv(), ActorCritic(LanguageModel(word_model)), config)
+
+
+def test_frozen_layers_stay_and_the_rest_moves(make_venv: MakeVenv, word_model: Path):
+    policy = ActorCritic(LanguageModel(word_model), PolicyConfig(frozen_layers=1))
+    before = {name: p.clone() for name, p in policy.named_parameters()}
+    PPO(make_venv(), policy, PPOConfig(episodes=8, minibatch_size=8, micro_batch_size=8, lr=1e-2)).train(2)
+    moved = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+    assert not any("layers.0." in name or "embed_tokens" in name for name in moved)
+    assert any("layers.1." in name for name in moved)
+
+
+def test_what_is_not_finite_is_named_and_no_step_is_taken(make_venv: MakeVenv, word_model: Path):
+    ppo = make_ppo(make_venv(), word_model, minibatch_size=12, micro_batch_size=12)
+    ppo.train(1)
+    batch = ppo.advantages(ppo.collect())
+    before = [master.clone() for master in ppo.optimizer.masters]
+    batch.advantages[0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"loss is not finite in update 2"):
+        ppo.update(batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, ppo.optimizer.masters, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"episodes": 0}, "episodes=0"),
+        ({"minibatch_size": 6, "micro_batch_size": 4}, "micro_batch_size=4 must divide"),
+        ({"kl_in": "somewhere"}, "kl_in='somewhere'"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(**settings)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bandit_is_solved(make_venv: MakeVenv, word_model: Path, seed):
+    """One token, reward 1 for the word "g": found and held within 15 updates."""
+
+    def is_g(completions: list[str], **_: Any) -> list[float]:
+        return [float(text == "g") for text in completions]
+
+    venv = make_venv(num_envs=32, prompts=["a"], scorer=is_g, max_new_tokens=1)
+    policy = ActorCritic(LanguageModel(word_model))
+    config = PPOConfig(episodes=64, epochs=4, minibatch_size=32, micro_batch_size=32, lr=1e-2, kl_coef=0.0)
+    history = PPO(venv, policy, config, seed=seed, total_updates=15).train(15)
+    assert history[0]["score"] < 0.3
+    assert history[-1]["score"] > 0.95
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_copy_task_is_solved(make_venv: MakeVenv, word_model: Path, seed):
+    """Copy the three words of the prompt, one third of a point each: the answer depends on the state."""
+
+    def copied(completions: list[str], *, prompts: list[str], **_: Any) -> list[float]:
+        pairs = ((text.split(), prompt.split()) for text, prompt in zip(completions, prompts, strict=True))
+        return [sum(a == b for a, b in zip(ours, theirs, strict=False)) / 3 for ours, theirs in pairs]
+
+    prompts = ["a b c", "b c a", "c a b", "a a b"]
+    venv = make_venv(num_envs=32, prompts=prompts, scorer=copied, max_new_tokens=3)
+    policy = ActorCritic(LanguageModel(word_model))
+    config = PPOConfig(episodes=96, epochs=4, minibatch_size=32, micro_batch_size=32, lr=2e-3, kl_coef=0.0)
+    config.entropy_coef = 0.01
+    history = PPO(venv, policy, config, seed=seed, total_updates=24).train(24)
+    assert history[0]["score"] < 0.3
+    assert history[-1]["score"] > 0.9

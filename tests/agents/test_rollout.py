@@ -1,0 +1,113 @@
+"""Rollouts against the environment's own record: exactly B whole trajectories, told the right way round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from textgen_env.agents.rollout import collect
+
+from textgen_env.language_model import LanguageModel
+
+MakeVenv = Callable[..., gym.vector.VectorEnv]
+
+
+def play(venv: gym.vector.VectorEnv, word_model: Path, episodes: int = 10, seed: int = 0, **options: Any):
+    venv.unwrapped.delegate_kl(report_ref_logprob=False)
+    venv.reset(seed=7)
+    generator = torch.Generator().manual_seed(seed)
+    return collect(venv, LanguageModel(word_model), episodes, generator=generator, **options)
+
+
+@pytest.mark.parametrize("episodes", [4, 5, 11])
+def test_exactly_so_many_whole_trajectories(make_venv: MakeVenv, word_model: Path, episodes):
+    rollout = play(make_venv(), word_model, episodes)
+    model = LanguageModel(word_model)
+    assert len(rollout.texts) == len(rollout.prompts) == rollout.input_ids.shape[0] == episodes
+    assert (rollout.terminated | rollout.truncated).all()
+    for row in range(episodes):
+        response = rollout.input_ids[row][rollout.response_mask[row].bool()].tolist()
+        prompt = rollout.input_ids[row][(rollout.attention_mask - rollout.response_mask)[row].bool()].tolist()
+        assert model.decode(response) == rollout.texts[row]
+        assert prompt == model.encode(rollout.prompts[row])
+        assert (response[-1] == 0) == (rollout.finish_reasons[row] == "eos")
+        assert 0 not in response[:-1]
+        assert len(response) <= 6
+        words = rollout.texts[row].split()
+        score = words.count("a") / max(1, len(words))
+        assert rollout.scores[row].item() == pytest.approx(score)
+        assert rollout.rewards[row].sum().item() == pytest.approx(score)
+        assert rollout.rewards[row, int(rollout.attention_mask[row].sum()) - 1].item() == pytest.approx(score)
+    assert rollout.attention_mask[:, -1].any(), "padded to the longest, not to the limit"
+
+
+def test_sampled_log_probs_are_those_of_the_model(make_venv: MakeVenv, word_model: Path):
+    """One sequence at a time, by plain forwards of the library's model."""
+    rollout = play(make_venv(temperature=1.0), word_model, temperature=0.6)
+    model = LanguageModel(word_model).model
+    for row in range(len(rollout.texts)):
+        for t in rollout.response_mask[row].nonzero().flatten().tolist():
+            with torch.no_grad():
+                logits = model(rollout.input_ids[row : row + 1, :t]).logits[0, -1] / 0.6
+            expected = logits.log_softmax(-1)[rollout.input_ids[row, t]].item()
+            assert rollout.sampled_log_probs[row, t].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_trajectories(make_venv: MakeVenv, word_model: Path):
+    first, second = (play(make_venv(), word_model) for _ in range(2))
+    assert torch.equal(first.input_ids, second.input_ids)
+    assert torch.equal(first.sampled_log_probs, second.sampled_log_probs)
+    assert not torch.equal(first.input_ids, play(make_venv(), word_model, seed=1).input_ids)
+
+
+def test_groups_share_a_prompt(make_venv: MakeVenv, word_model: Path):
+    wanted = ["a b", "a b", "f", "f", "c d e", "c d e"]
+    rollout = play(make_venv(), word_model, 6, prompts=wanted)
+    assert rollout.prompts == wanted
+    assert play(make_venv(), word_model, 6, prompts=[0, 0, 2, 2, 1, 1]).prompts == wanted
+
+
+def test_greedy_is_the_argmax_of_plain_forwards(make_venv: MakeVenv, word_model: Path):
+    rollout = play(make_venv(), word_model, 4, greedy=True)
+    model = LanguageModel(word_model).model
+    for row in range(4):
+        for t in rollout.response_mask[row].nonzero().flatten().tolist():
+            with torch.no_grad():
+                assert model(rollout.input_ids[row : row + 1, :t]).logits[0, -1].argmax() == rollout.input_ids[row, t]
+
+
+def test_masks_are_kept_for_every_token_once_one_is_restricted(make_venv: MakeVenv, word_model: Path):
+    assert play(make_venv(), word_model).action_masks is None
+    rollout = play(make_venv(min_new_tokens=2), word_model)
+    assert rollout.action_masks is not None
+    place = torch.cat([torch.arange(n) for n in rollout.lengths.tolist()])  # which token of its response each is
+    assert torch.equal(rollout.action_masks[:, 0], place >= 2)
+    assert rollout.action_masks[:, 1:].all()
+    rows = torch.tensor([3, 1])
+    starts = rollout.lengths.cumsum(0) - rollout.lengths
+    expected = torch.cat([rollout.action_masks[starts[r] : starts[r] + rollout.lengths[r]] for r in rows])
+    masks = rollout.masks(rows)
+    assert masks is not None
+    assert torch.equal(masks, expected)
+
+
+def test_per_token_values_find_their_places(make_venv: MakeVenv, word_model: Path):
+    rollout = play(make_venv(), word_model)
+    numbers = torch.arange(1.0, float(rollout.lengths.sum()) + 1)
+    grid = rollout.scatter(numbers)
+    assert torch.equal(grid[rollout.response_mask.bool()], numbers)
+    assert grid[rollout.response_mask == 0].eq(0).all()
+
+
+def test_errors_name_the_argument(make_venv: MakeVenv, word_model: Path):
+    with pytest.raises(ValueError, match="episodes=3 must be at least the 4 slots"):
+        play(make_venv(), word_model, 3)
+    with pytest.raises(ValueError, match="prompts has 2 entries"):
+        play(make_venv(), word_model, 4, prompts=["a", "b"])
+    same_step = gym.make_vec("textgen/TextGen-v0", num_envs=1, model=str(word_model), prompts=["a"], scorer="bleu")
+    with pytest.raises(ValueError, match="autoreset_mode=AutoresetMode"):
+        play(same_step, word_model, 1)
