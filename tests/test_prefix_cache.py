@@ -23,7 +23,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from textgen_env import prefix_cache
+from textgen_env import prefix_cache, slot_attention
 from textgen_env.prefix_cache import PrefixCache
 from textgen_env.slot_attention import SlotStore
 
@@ -61,6 +61,12 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 MODELS = {name: build(name) for name in CONFIGS}
+
+
+@pytest.fixture(autouse=True)
+def small_steps_of_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short prefixes then see the memory grow and shrink."""
+    monkeypatch.setattr(slot_attention, "COLUMNS", 4)
 
 
 def full_log_probs(model: Any, prefix: np.ndarray) -> torch.Tensor:

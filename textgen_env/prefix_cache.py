@@ -124,12 +124,10 @@ class PrefixCache:
         with evaluating(self._inner):
             trunk = split(self.model)
             if trunk is not None and self._fast and eligible(self._inner, trunk):
-                self._store.reserve(
-                    int(lengths.max()) if self._store.layers else min(ids.shape[1], self._limit or ids.shape[1])
-                )
                 columns = np.arange(ids.shape[1])
-                wanted = (columns >= starts[:, None]) & (columns < lengths[:, None])
-                hidden = read(trunk, self._inner.config, self._store, ids[wanted], rows, starts, lengths - starts)
+                new = ids[(columns >= starts[:, None]) & (columns < lengths[:, None])]
+                in_use = int(self._held.max())
+                hidden = read(trunk, self._inner.config, self._store, new, rows, starts, lengths - starts, in_use)
                 logits = trunk.head(hidden)
             else:
                 self._library = self._library or LibraryReader(self._inner)

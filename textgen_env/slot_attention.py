@@ -45,10 +45,11 @@ class Group:
         queries: (m, Q) int64, places in the stream; repeats its last entry where a slot has fewer than Q.
         positions: (m, Q) int64, the column of each query.
         rows: the slots' rows, a slice where they lie side by side.
-        columns: how many columns to read: one more than the largest position.
+        columns: how many columns to read; at least one more than the largest position.
         places: for rows read as a slice with gaps between the slots, (m,) places inside it; None: no gaps.
         take: what picks the stream's tokens from the flattened (m·Q) queries.
         stream: (k,) places in the stream that `take` fills.
+        is_stream: the queries are the whole stream in its order, one for each slot.
     """
 
     queries: torch.Tensor
@@ -58,17 +59,22 @@ class Group:
     places: torch.Tensor | None
     take: torch.Tensor
     stream: torch.Tensor
+    is_stream: bool
     _bias: dict[tuple[int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     def bias(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """(m, 1, Q, columns): 0 where a query may look, -inf elsewhere; made once for all layers."""
+        """(rows, 1, 1, Q, columns): 0 where a query may look, -inf elsewhere; made once for all layers."""
         if (window, dtype) not in self._bias:
             column = torch.arange(self.columns, device=self.positions.device)
             seen = column <= self.positions.unsqueeze(-1)
             if window is not None:
                 seen &= column > self.positions.unsqueeze(-1) - window
             bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
-            self._bias[window, dtype] = bias.unsqueeze(1)
+            if self.places is not None and isinstance(self.rows, slice):  # rows in between see everything, to no effect
+                bias = bias.new_zeros(self.rows.stop - self.rows.start, *bias.shape[1:]).index_copy_(
+                    0, self.places, bias
+                )
+            self._bias[window, dtype] = bias[:, None, None]
         return self._bias[window, dtype]
 
 
@@ -83,38 +89,44 @@ class Plan:
 
 
 class SlotStore:
-    """Keys and values of n rows, (n, kv_heads, capacity, head_dim) for each layer; column = position."""
+    """Keys and values of n rows for each layer; column = position.
+
+    Keys lie transposed, (n, kv_heads, head_dim, capacity), values as (n, kv_heads, capacity, head_dim): both products
+    of decoding then read memory in order. Rows are read over their whole capacity, masked, because a slice of each would
+    have to be copied together for the matrix product; so the capacity follows what is in use closely.
+    """
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.capacity = 0
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def reserve(self, columns: int) -> None:
-        """Make room for this many columns; at least doubles, so that growing one by one stays cheap."""
-        if columns <= self.capacity:
+    def fit(self, columns: int) -> None:
+        """Make the capacity fit this many columns in use: the next multiple of COLUMNS; far too much is given back."""
+        wanted = -(-columns // COLUMNS) * COLUMNS
+        if self.capacity // 2 < wanted <= self.capacity:
             return
-        wanted = max(columns, 2 * self.capacity if self.layers else 0)
-        self.capacity = -(-wanted // COLUMNS) * COLUMNS
-        self.layers = {index: (self._grown(k), self._grown(v)) for index, (k, v) in self.layers.items()}
-
-    def _grown(self, old: torch.Tensor) -> torch.Tensor:
-        new = old.new_zeros(*old.shape[:2], self.capacity, old.shape[3])
-        new[:, :, : old.shape[2]] = old
-        return new
+        kept = min(wanted, self.capacity)
+        for index, (old_keys, old_values) in self.layers.items():
+            keys = old_keys.new_zeros(*old_keys.shape[:3], wanted)
+            values = old_values.new_zeros(*old_values.shape[:2], wanted, old_values.shape[3])
+            keys[..., :kept], values[:, :, :kept] = old_keys[..., :kept], old_values[:, :, :kept]
+            self.layers[index] = keys, values
+        self.capacity = wanted
 
     def write(
         self, layer: int, plan: Plan, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put the stream's keys and values, each (1, kv_heads, T, head_dim), in their places; return all rows."""
-        if (
-            layer not in self.layers
-        ):  # zeros, not garbage: columns not yet written are read with weight 0, and 0·NaN is NaN
-            shape = (self.rows, key.shape[1], self.capacity)
-            self.layers[layer] = (key.new_zeros(*shape, key.shape[3]), value.new_zeros(*shape, value.shape[3]))
+        if layer not in self.layers:  # zeros: columns not yet written are read with weight 0, and 0·NaN would be NaN
+            shape = (self.rows, key.shape[1])
+            self.layers[layer] = (
+                key.new_zeros(*shape, key.shape[3], self.capacity),
+                value.new_zeros(*shape, self.capacity, value.shape[3]),
+            )
         keys, values = self.layers[layer]
-        keys[plan.rows, :, plan.positions] = key[0].transpose(0, 1)
-        values[plan.rows, :, plan.positions] = value[0].transpose(0, 1)
+        keys.permute(0, 3, 1, 2)[plan.rows, plan.positions] = key[0].transpose(0, 1)
+        values.transpose(1, 2)[plan.rows, plan.positions] = value[0].transpose(0, 1)
         return keys, values
 
 
@@ -143,10 +155,12 @@ def slot_attention(
         raise UnsupportedModel(f"attention of {type(module).__name__} asks for {unknown or 'no causal layer index'}")
     keys, values = plan.store.write(module.layer_idx, plan, key, value)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    stream = query[0].transpose(0, 1)  # (T, heads, head_dim)
+    stream = (query[0] * scaling).transpose(0, 1)  # (T, heads, head_dim)
+    if len(plan.groups) == 1 and plan.groups[0].is_stream:  # all slots decode: nothing to sort
+        return _attend(plan.groups[0], stream.unsqueeze(1), keys, values, sliding_window, softcap).transpose(0, 1), None
     output = torch.empty(*stream.shape[:2], values.shape[-1], dtype=query.dtype, device=query.device)
     for group in plan.groups:
-        attended = _attend(group, stream[group.queries], keys, values, scaling, sliding_window, softcap)
+        attended = _attend(group, stream[group.queries], keys, values, sliding_window, softcap)
         output[group.stream] = attended.flatten(0, 1)[group.take]
     return output.unsqueeze(0), None
 
@@ -156,29 +170,25 @@ def _attend(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    scaling: float,
     window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """(m, Q, heads, head_dim) queries of a group → the same shape, attended; the softmax is in float32."""
+    """Scaled queries of a group, (m, Q, heads, head_dim) → the same shape, attended."""
     m, q, heads, _ = query.shape
     kv_heads = keys.shape[1]
-    key = keys[group.rows, :, : group.columns]  # (rows, kv_heads, columns, head_dim)
-    value = values[group.rows, :, : group.columns]
-    bias = group.bias(window, query.dtype)
-    query = query.view(m, q, kv_heads, heads // kv_heads, -1).permute(
-        0, 2, 3, 1, 4
-    )  # (m, kv_heads, grouped, Q, head_dim)
-    query = query.reshape(m, kv_heads, -1, query.shape[-1])
+    key = keys[group.rows, ..., : group.columns]  # (rows, kv_heads, head_dim, columns)
+    value = values[group.rows, :, : group.columns]  # (rows, kv_heads, columns, head_dim)
+    query = (
+        query.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    )  # (m, kv_heads, grouped·Q, head_dim)
     if group.places is not None:
         query = query.new_zeros(len(key), *query.shape[1:]).index_copy_(0, group.places, query)
-        bias = bias.new_zeros(len(key), *bias.shape[1:]).index_copy_(0, group.places, bias)
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling  # (rows, kv_heads, grouped·Q, columns)
+    scores = torch.matmul(query, key)  # (rows, kv_heads, grouped·Q, columns)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.unflatten(2, (-1, q)) + bias.unsqueeze(2)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
-    attended = torch.matmul(weights.flatten(2, 3), value)  # (rows, kv_heads, grouped·Q, head_dim)
+    scores = scores.unflatten(2, (-1, q)) + group.bias(window, query.dtype)
+    weights = scores.softmax(dim=-1).flatten(2, 3)  # in float32 inside, whatever the dtype outside
+    attended = torch.matmul(weights, value)  # (rows, kv_heads, grouped·Q, head_dim)
     if group.places is not None:
         attended = attended[group.places]
     return attended.unflatten(2, (-1, q)).permute(0, 3, 1, 2, 4).reshape(m, q, heads, -1)
@@ -208,12 +218,14 @@ def read(
     rows: np.ndarray,
     starts: np.ndarray,
     counts: np.ndarray,
+    in_use: int = 0,
 ) -> torch.Tensor:
     """Read new tokens into their rows.
 
     Args:
         tokens: (T,) the new tokens, slot after slot.
         rows: (n,) distinct rows, starts: (n,) the column of each one's first new token, counts: (n,) how many follow.
+        in_use: columns that any row of the store, read now or not, still needs.
 
     Returns:
         (n, hidden) last hidden states, at each row's last token.
@@ -224,12 +236,12 @@ def read(
     device = next(trunk.body.parameters()).device
     offsets = np.cumsum(counts) - counts
     positions = np.arange(len(tokens)) - np.repeat(offsets - starts, counts)
-    store.reserve(int(positions.max()) + 1)
+    store.fit(max(in_use, int(positions.max()) + 1))
     plan = Plan(
         store,
         torch.from_numpy(np.repeat(rows, counts)).to(device),
         torch.from_numpy(positions).to(device),
-        [_group(part, rows, starts, counts, offsets, device) for part in _parts(starts, counts)],
+        [_group(part, rows, starts, counts, offsets, store.capacity, device) for part in _parts(starts, counts)],
     )
     with attention_of(config, ATTENTION):
         output = trunk.body(
@@ -261,6 +273,7 @@ def _group(
     starts: np.ndarray,
     counts: np.ndarray,
     offsets: np.ndarray,
+    capacity: int,
     device: torch.device,
 ) -> Group:
     members = members[np.argsort(rows[members])]
@@ -272,6 +285,7 @@ def _group(
     low, high = int(rows[0]), int(rows[-1]) + 1
     dense = high - low <= 2 * len(rows)  # reading a few rows too many is cheaper than copying the right ones together
     gaps = dense and high - low > len(rows)
+    columns = int((starts + counts).max())
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
@@ -280,8 +294,9 @@ def _group(
         queries=tensor(queries),
         positions=tensor(starts[:, None] + step),
         rows=slice(low, high) if dense else tensor(rows),
-        columns=int((starts + counts).max()),
+        columns=capacity if dense and 2 * columns > capacity else columns,
         places=tensor(rows - low) if gaps else None,
         take=tensor(real),
         stream=tensor(queries.ravel()[real]),
+        is_stream=most == 1 and bool((queries[:, 0] == np.arange(len(queries))).all()),
     )
