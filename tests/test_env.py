@@ -277,6 +277,12 @@ def test_reference_with_another_vocabulary(byte_model: str, tmp_path) -> None:
         textgen_env.TextGenEnv(model=byte_model, reference=str(tmp_path), prompts=["p"], scorer=count_letters)
 
 
+def test_reference_must_be_able_to_read_the_longest_text(make) -> None:
+    make(max_prompt_tokens=250, max_new_tokens=6, kl_coef=0.1)
+    with pytest.raises(ValueError, match=r"max_prompt_tokens=251 \+ max_new_tokens=6 exceed the 256 positions"):
+        make(max_prompt_tokens=251, max_new_tokens=6, kl_coef=0.1)
+
+
 def test_long_prompt_is_cut_on_the_left_with_a_warning(make) -> None:
     env = make(max_prompt_tokens=4)
     with pytest.warns(UserWarning, match="a prompt of 7 tokens was cut on the left to max_prompt_tokens=4: 'abcdef'"):

@@ -23,7 +23,7 @@ from textgen_env.prompts import PromptLike, as_prompt, load_prompts, prompt_as_d
 from textgen_env.scorers import get_scorer
 from textgen_env.scorers.base import score_parts
 from textgen_env.settings import Settings
-from textgen_env.vocabulary import ActionRules, StopStrings, same_vocabulary, tokenize_prompt
+from textgen_env.vocabulary import ActionRules, StopStrings, fits_positions, same_vocabulary, tokenize_prompt
 
 Rows = NDArray[np.int64]
 
@@ -75,6 +75,8 @@ class Engine:
         reference = settings.reference
         self.reference = self.language_model if reference in (None, settings.model) else self._load(reference)
         same_vocabulary(self.language_model, self.reference)
+        if settings.kl_coef > 0 or settings.reference_top_p < 1:
+            fits_positions(self.reference, settings.max_prompt_tokens, settings.max_new_tokens)
         self.kl = KLPenalty(
             self.reference,
             slots,

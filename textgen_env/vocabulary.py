@@ -58,6 +58,20 @@ def same_vocabulary(model: LanguageModel, reference: LanguageModel) -> None:
     )
 
 
+def fits_positions(model: LanguageModel, max_prompt_tokens: int, max_new_tokens: int) -> None:
+    """Check that a model can read the longest prefix there may be.
+
+    Raises:
+        ValueError: it has fewer positions.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and max_prompt_tokens + max_new_tokens > positions:
+        raise ValueError(
+            f"max_prompt_tokens={max_prompt_tokens} + max_new_tokens={max_new_tokens} exceed the {positions} positions "
+            f"of {model.source!r}, which has to read whole texts for the KL; shorten one of them"
+        )
+
+
 class ActionRules:
     """Which tokens an agent may choose.
 
