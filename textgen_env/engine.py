@@ -309,7 +309,7 @@ class Engine:
     # --- keeping and releasing ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The episodes in flight as plain JSON values."""
+        """The episodes in flight and the scorer's running statistics, as plain JSON values."""
         slots = []
         for row, prompt in enumerate(self.current):
             length = int(self.prefixes.response_lengths[row])
@@ -324,11 +324,14 @@ class Engine:
                     "tokens": [column[row, :length].tolist() for column in self.token_columns],
                 }
             )
-        return {"slots": slots, "kl_coef": self.kl.coef}
+        scorer = self.scorer.state_dict() if hasattr(self.scorer, "state_dict") else {}
+        return {"slots": slots, "kl_coef": self.kl.coef, "scorer": scorer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.kl.coef = state["kl_coef"]
+        if hasattr(self.scorer, "load_state_dict"):
+            self.scorer.load_state_dict(state["scorer"])
         for row, slot in enumerate(state["slots"]):
             if slot["prompt"] is None:
                 continue
