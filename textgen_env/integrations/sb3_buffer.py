@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
@@ -27,14 +28,21 @@ class EpisodewiseMixin:
 
     Args:
         rescore: whether to do the latter.
+        buffer_size, observation_space, …: SB3 gives them.
+
+    Raises:
+        ValueError: observations that are not tokens.
     """
 
     columns: tuple[str, ...] = ("actions", "values", "log_probs", "advantages", "returns")
 
-    def __init__(self, *args: Any, rescore: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, buffer_size: int, observation_space: spaces.Space, *args: Any, rescore: bool = True, **kwargs: Any
+    ) -> None:
+        check_tokens(observation_space)
         self.rescore = rescore
         self._policy: Any = None
-        super().__init__(*args, **kwargs)
+        super().__init__(buffer_size, observation_space, *args, **kwargs)  # type: ignore[call-arg]
 
     def reset(self) -> None:
         """Forget the last rollout."""
@@ -98,3 +106,12 @@ class EpisodeRolloutBuffer(EpisodewiseMixin, DictRolloutBuffer):
     def get(self, batch_size: int | None = None) -> Iterator[DictRolloutBufferSamples]:  # type: ignore[override]
         """See `EpisodewiseMixin.get`."""
         return super().get(batch_size)
+
+
+def check_tokens(observation_space: spaces.Space) -> None:
+    """Complain about observations that a language model cannot read."""
+    if not isinstance(observation_space, spaces.Dict) or "input_ids" not in observation_space.spaces:
+        raise ValueError(
+            f"observation_space={observation_space} has no 'input_ids': a language model reads tokens; over LMFeatures "
+            "use 'MlpPolicy' and SB3's own buffer"
+        )

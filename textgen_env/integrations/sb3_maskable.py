@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from textgen_env.integrations.sb3_buffer import EpisodewiseMixin
-from textgen_env.integrations.sb3_policy import LanguageModelMixin
-
 try:
     from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableDictRolloutBufferSamples
     from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 except ImportError as error:
     message = "textgen_env.integrations.sb3_maskable needs sb3-contrib: pip install 'textgen_env[sb3]'"
     raise ImportError(message) from error
+
+from textgen_env.integrations.sb3_buffer import EpisodewiseMixin
+from textgen_env.integrations.sb3_policy import LanguageModelMixin
 
 
 class MaskableLMActorCriticPolicy(LanguageModelMixin, MaskableActorCriticPolicy):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from textgen_env.integrations.sb3_buffer import check_tokens
 from textgen_env.language_model import LanguageModel
 from textgen_env.prefix_cache import PrefixCache
 from textgen_env.sampling import sample, warp_logits
@@ -258,11 +259,7 @@ def _prefixes(obs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _check_spaces(observation_space: Any, action_space: Any, model: LanguageModel) -> None:
-    if not isinstance(observation_space, spaces.Dict) or "input_ids" not in observation_space.spaces:
-        raise ValueError(
-            f"observation_space={observation_space} has no 'input_ids': a language model reads tokens; over LMFeatures "
-            "use 'MlpPolicy'"
-        )
+    check_tokens(observation_space)
     if getattr(action_space, "n", None) != model.vocab_size:
         raise ValueError(
             f"action_space={action_space} is not Discrete({model.vocab_size}), the tokens of model={model.source!r}"

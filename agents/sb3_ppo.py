@@ -1,0 +1,250 @@
+"""The task of ``ppo.py`` with Stable-Baselines3: its own PPO, on the same environment, model and held-out prompts.
+
+What lives here: the settings, the mapping of them onto SB3, and the door of the command line
+(``python -m textgen_env.agents.sb3_ppo``). What does not: the policy, the buffer and the KL penalty, which are
+`textgen_env.integrations.sb3`; judging and reporting (``evaluate.py``, ``report.py``), which are the native trainer's.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium as gym
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode, VectorEnv
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, KLPenaltyCallback, LMActorCriticPolicy, SB3VecEnv
+from textgen_env.kl import AdaptiveKLCoefficient
+from textgen_env.language_model import LanguageModel
+from textgen_env.scoring import ResponseScores, response_log_probs
+
+from .evaluate import Evaluation, evaluate
+from .metrics import MetricsLog, read_metrics
+from .policy import ActorCritic, frozen_scorer
+from .report import answers_table, before_after_table, plot
+from .run import RunSettings, make_environments
+
+
+@dataclass
+class SB3Settings:
+    """Train a language model with the PPO of Stable-Baselines3."""
+
+    env: str = "textgen/Sentiment-v0"
+    """Gymnasium id of a token environment."""
+    model: str = "tiny"
+    """The actor and, frozen, the reference: an embedded or fetched name, a folder, a GGUF file or a hub id."""
+    prompts: str | None = None
+    """A JSONL file or the name of a prompt set, instead of the task's own."""
+    scorer: str | None = None
+    """Name of a scorer, or its JSON form, instead of the task's own."""
+    max_new_tokens: int | None = None
+    """Length limit of a response, instead of the task's own."""
+    max_prompt_tokens: int | None = None
+    """Length limit of a prompt, instead of the task's own."""
+    temperature: float = 1.0
+    """Divides the logits of policy and reference."""
+    num_envs: int = 32
+    """Slots that are decoded side by side."""
+    n_steps: int = 64
+    """Tokens per slot and update; SB3 cuts rollouts there, also in the middle of a response."""
+    updates: int = 40
+    """Rollouts, and updates from them."""
+    epochs: int = 2
+    """Passes over a rollout."""
+    batch_size: int = 512
+    """Tokens per optimiser step, about: whole episodes stay together."""
+    lr: float = 1e-4
+    """Learning rate at the start; falls linearly to 0."""
+    value_scale: float = 10.0
+    """The value head learns this many times as fast."""
+    value_coef: float = 0.1
+    """Weight of the value loss."""
+    gamma: float = 1.0
+    """Discount per token."""
+    lam: float = 0.95
+    """λ of generalised advantage estimation."""
+    clip: float = 0.2
+    """ε of the clipped surrogate."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    kl_coef: float = 0.05
+    """β, reward per nat of KL(π‖π_ref)."""
+    kl_target: float | None = None
+    """If set, β adapts so that the mean KL of a whole response stays near this many nats."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on all linear layers; 0 trains the weights themselves."""
+    frozen_layers: int = 0
+    """Transformer blocks, from the input up, that do not learn."""
+    eval_prompts: int = 64
+    """Prompts held out for evaluation; never trained on unless there are too few."""
+    output: str | None = None
+    """The run's folder; default: runs/sb3-<task>-seed<seed>, with a number behind it if that exists."""
+    seed: int = 1
+    """Given to SB3, which seeds the global generators of torch, numpy and random."""
+    device: str = "cpu"
+    """Torch device."""
+    dtype: str = "float32"
+    """Type of the weights; bfloat16 goes with lora_rank."""
+
+
+class Judged:
+    """An SB3 policy in the form that `evaluate` judges."""
+
+    def __init__(self, policy: LMActorCriticPolicy, tokenizer: Any) -> None:
+        self.language_model = LanguageModel.from_modules(policy.actor, tokenizer)
+        self.device = policy.device
+
+    def evaluate(self, *batch: torch.Tensor, **sampling: Any) -> ResponseScores:
+        """Teacher-forced log-probabilities of the response tokens."""
+        model = self.language_model
+        return response_log_probs(model.model, *batch, vocab_size=model.vocab_size, **sampling)
+
+
+class Watch(BaseCallback):
+    """Shows and writes what each rollout brought. Comes after `KLPenaltyCallback`, whose numbers it reads."""
+
+    NAMES = {
+        "rollout/score": "score",
+        "rollout/response_length": "response_length",
+        "kl/per_token": "kl_per_token",
+        "kl/per_token_k3": "kl_per_token_k3",
+        "kl/per_response": "kl_per_response",
+        "kl/coef": "kl_coef",
+    }
+
+    def __init__(self, log: MetricsLog, progress: Progress, updates: int) -> None:
+        super().__init__()
+        self.log, self.progress, self.task = log, progress, progress.add_task("", total=updates, live="")
+        self.updates, self.since = 0, time.perf_counter()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        now, self.updates = time.perf_counter(), self.updates + 1
+        logged = self.logger.name_to_value
+        metrics = {short: float(logged[name]) for name, short in self.NAMES.items() if name in logged}
+        metrics["tokens_per_second"] = self.locals["n_rollout_steps"] * self.training_env.num_envs / (now - self.since)
+        self.since = now
+        self.log.write(self.updates, metrics)
+        live = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("score", "kl_per_token") if name in metrics)
+        self.progress.update(
+            self.task, completed=self.updates, live=f"{live}  {metrics['tokens_per_second']:,.0f} tokens/s"
+        )
+
+
+def make_model(settings: SB3Settings, venv: VectorEnv) -> PPO:
+    """SB3's PPO with the settings, on a SAME_STEP environment."""
+    return PPO(
+        LMActorCriticPolicy,
+        SB3VecEnv(venv),
+        learning_rate=lambda remaining: settings.lr * remaining,
+        n_steps=settings.n_steps,
+        batch_size=settings.batch_size,
+        n_epochs=settings.epochs,
+        gamma=settings.gamma,
+        gae_lambda=settings.lam,
+        clip_range=settings.clip,
+        ent_coef=settings.entropy_coef,
+        vf_coef=settings.value_coef,
+        max_grad_norm=settings.max_grad_norm,
+        rollout_buffer_class=EpisodeRolloutBuffer,
+        policy_kwargs={
+            "model": settings.model,
+            "dtype": settings.dtype,
+            "temperature": settings.temperature,
+            "lora_rank": settings.lora_rank,
+            "frozen_layers": settings.frozen_layers,
+            "value_scale": settings.value_scale,
+            "exact_entropy": settings.entropy_coef != 0,
+        },
+        device=settings.device,
+        seed=settings.seed,
+    )
+
+
+def run(settings: SB3Settings, console: Console | None = None) -> tuple[Evaluation, Evaluation]:
+    """Train, report and save; the held-out prompts before and after.
+
+    The folder then holds ``settings.json``, ``metrics.jsonl``, ``tensorboard/``, ``before.json``, ``after.json``,
+    ``plot.png``, ``model.zip`` (SB3's `PPO.load`) and ``last/`` (transformers format).
+    """
+    console, folder = console or Console(), make_folder(settings)
+    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
+    disabled, held_out = make_environments(cast(RunSettings, settings))
+    venv = same_step(disabled)
+    model = make_model(settings, venv)
+    policy = cast(
+        ActorCritic, Judged(cast(LMActorCriticPolicy, model.policy), cast(Any, venv).language_model.tokenizer)
+    )
+    env = cast(Any, held_out.unwrapped)
+    reference = frozen_scorer(env.reference.model, env.reference.vocab_size)
+    before = evaluate(held_out, policy, reference)
+    beta: Any = settings.kl_coef
+    if settings.kl_target is not None:
+        beta = AdaptiveKLCoefficient(settings.kl_coef, settings.kl_target)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[live]}"), TimeRemainingColumn())
+    with MetricsLog(folder) as log, Progress(*columns, console=console) as progress:
+        callbacks = [KLPenaltyCallback(beta), Watch(log, progress, settings.updates)]
+        model.learn(settings.updates * settings.n_steps * settings.num_envs, callback=callbacks)
+    after = evaluate(held_out, policy, reference)
+    save(folder, model, policy.language_model, before, after)
+    console.print(before_after_table(before, after), answers_table(before, after))
+    console.print(f"saved in {folder}: model.zip (PPO.load), last/ (transformers format), plot.png, metrics.jsonl")
+    return before, after
+
+
+def same_step(venv: VectorEnv) -> VectorEnv:
+    """The same environment in the autoreset mode that SB3 takes; stepping has not begun."""
+    spec = cast(Any, venv.spec)
+    return gym.make_vec(spec.id, **{**spec.kwargs, "autoreset_mode": AutoresetMode.SAME_STEP})
+
+
+def make_folder(settings: SB3Settings) -> Path:
+    """A new folder for the run.
+
+    Raises:
+        FileExistsError: the one that was asked for exists.
+    """
+    name = settings.output or f"runs/sb3-{settings.env.split('/')[-1]}-seed{settings.seed}"
+    folder, number = Path(name), 1
+    while settings.output is None and folder.exists():
+        number += 1
+        folder = Path(f"{name}-{number}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def save(folder: Path, model: PPO, language_model: LanguageModel, before: Evaluation, after: Evaluation) -> None:
+    """Write what a run leaves behind."""
+    for name, evaluation in (("before", before), ("after", after)):
+        (folder / f"{name}.json").write_text(json.dumps(asdict(evaluation), indent=1), encoding="utf-8")
+    model.save(folder / "model")
+    actor: Any = language_model.model
+    if hasattr(actor, "merge_and_unload"):
+        actor = copy.deepcopy(actor).merge_and_unload()
+    actor.save_pretrained(folder / "last")
+    language_model.tokenizer.save_pretrained(folder / "last")
+    plot(read_metrics(folder / "metrics.jsonl"), folder / "plot.png")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m textgen_env.agents.sb3_ppo --help``"""
+    run(tyro.cli(SB3Settings, args=arguments))
+
+
+if __name__ == "__main__":
+    main()
