@@ -20,6 +20,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -144,13 +145,17 @@ def usable_references(references: Sequence[Sequence[str | None] | None], scorer:
         ValueError: a text has no reference left; the message says which.
         TypeError: a reference is no text, or a bare string stands where a list of references belongs.
     """
+    if not {*map(type, references)} - {list, tuple}:
+        rows: list[tuple[Any, ...]] = [*map(tuple, references)]  # type: ignore[arg-type]
+        if all(rows) and {*map(type, chain.from_iterable(rows))} <= {str}:
+            return rows  # the short way, for nearly all
     usable = []
     for row, texts in enumerate(references):
         if isinstance(texts, str):
             raise TypeError(f"{scorer}: references[{row}] must be a list of texts, got the text {texts[:60]!r}")
         kept = tuple(text for text in texts or () if text is not None)
         if not kept:
-            raise ValueError(f"{scorer}: references[{row}] is empty; this scorer needs at least one reference a prompt")
+            raise ValueError(f"{scorer}: references[{row}] is empty; it needs at least one reference a prompt")
         if not all(isinstance(text, str) for text in kept):
             raise TypeError(f"{scorer}: references[{row}] must hold texts, got {kept!r}")
         usable.append(kept)
@@ -237,6 +242,8 @@ def _checked(
         raise ScorerError(
             f"{label} returned {len(values)} scores for {len(completions)} texts" + _where(0, completions, prompts)
         )
+    if isinstance(values, list) and {*map(type, values)} <= {float} and all(map(math.isfinite, values)):
+        return list(values)  # the short way for most
     return [_number(label, values[row], row, completions, prompts) for row in range(len(completions))]
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
 from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cpdist
 
 from .base import usable_references
 
@@ -71,13 +74,8 @@ class EditDistance:
         self, completions: Sequence[str], *, references: Sequence[Sequence[str | None]], **_: Any
     ) -> list[float]:
         rows = usable_references(references, self.name)
-        return [
-            max(Levenshtein.normalized_similarity(self._units(text), self._units(other)) for other in texts)
-            for text, texts in zip(completions, rows, strict=True)
-        ]
-
-    def _units(self, text: str) -> str | list[str]:
-        return text.split() if self.unit == "words" else text
+        texts, others = _paired(completions, rows, str.split if self.unit == "words" else None)
+        return _best(cpdist(texts, others, scorer=Levenshtein.normalized_similarity, dtype=np.float64), rows)
 
 
 class WER:
@@ -102,14 +100,27 @@ class WER:
         self, completions: Sequence[str], *, references: Sequence[Sequence[str | None]], **_: Any
     ) -> list[float]:
         rows = usable_references(references, self.name)
-        return [
-            -min(self._rate(self._words(text), self._words(other)) for other in texts)
-            for text, texts in zip(completions, rows, strict=True)
-        ]
+        texts, others = _paired(completions, rows, self._words)
+        edits = cpdist(texts, others, scorer=Levenshtein.distance, dtype=np.int64)
+        return _best(-edits / np.array([max(len(other), 1) for other in others]), rows)
 
     def _words(self, text: str) -> list[str]:
         return (text.lower() if self.ignore_case else text).split()
 
-    @staticmethod
-    def _rate(words: list[str], reference: list[str]) -> float:
-        return Levenshtein.distance(words, reference) / max(len(reference), 1)
+
+def _paired(
+    completions: Sequence[str], rows: Sequence[Sequence[str]], split: Callable[[str], list[str]] | None
+) -> tuple[list[Any], list[Any]]:
+    """Each completion beside each of its references, as two lists of texts or of lists of words."""
+    texts: Sequence[Any] = completions if split is None else [split(text) for text in completions]
+    others = [*chain.from_iterable(rows)]
+    repeated = [text for text, row in zip(texts, rows, strict=True) for _ in row]
+    return repeated, others if split is None else [split(other) for other in others]
+
+
+def _best(values: np.ndarray, rows: Sequence[Sequence[str]]) -> list[float]:
+    """The largest of each row's consecutive values."""
+    if not rows:
+        return []
+    starts = np.cumsum([0, *(len(row) for row in rows[:-1])])
+    return np.maximum.reduceat(values, starts).tolist()

@@ -37,8 +37,8 @@ class Regex:
         self.mode = mode
 
     def __call__(self, completions: Sequence[str], **_: Any) -> list[float]:
-        matches = getattr(self.pattern, self.mode)
-        return [float(matches(text) is not None) for text in completions]
+        match = getattr(self.pattern, self.mode)
+        return [1.0 if match(text) else 0.0 for text in completions]
 
 
 class JsonSchema:
