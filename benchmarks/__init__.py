@@ -1,0 +1,1 @@
+"""Measurements: speed of decoding and of training beside other libraries, and what training achieves."""

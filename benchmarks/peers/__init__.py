@@ -1,0 +1,1 @@
+"""One training program per library, all of the same work; each runs alone, in the environment of its own library."""
