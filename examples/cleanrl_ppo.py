@@ -1,4 +1,4 @@
-"""PPO in one file, in the manner of CleanRL: `b_` is the batch (steps, envs), `mb_` a minibatch of it."""
+"""PPO in one file, in the manner of CleanRL: `b_` is a batch, `mb_` a minibatch. Returns the first and last scores."""
 
 import gymnasium as gym
 import torch
@@ -10,7 +10,6 @@ from textgen_env.wrappers import VectorLMFeatures
 
 
 def main(env_id: str = "textgen/Sentiment-v0", iterations: int = 15, seed: int = 0, **task) -> tuple[float, float]:
-    """Train; the mean score of the first and of the last two batches."""
     torch.manual_seed(seed)
     envs = VectorLMFeatures(gym.make_vec(env_id, num_envs=16, **{"kl_coef": 0.01, **task}))
     envs.unwrapped.bind_policy(lambda _: dist.logits * envs.unwrapped.temperature)  # rewards hold the exact KL
@@ -30,10 +29,9 @@ def main(env_id: str = "textgen/Sentiment-v0", iterations: int = 15, seed: int =
         for t in reversed(range(32)):  # GAE with γ = 1, λ = 0.95
             delta = b_reward[t] + (1 - b_done[t]) * b_value[t + 1] - b_value[t]
             b_advantage[t] = delta + 0.95 * (1 - b_done[t]) * b_advantage[t + 1]
-        b_return = b_advantage[:-1] + b_value[:-1]
-        batch = [b.flatten(0, 1) for b in (b_obs, b_action, b_log_prob, b_advantage[:-1], b_return)]
+        batch = (b_obs, b_action, b_log_prob, b_advantage[:-1], (b_advantage + b_value)[:-1])
         for rows in [rows for _ in range(3) for rows in torch.randperm(512).split(128)]:
-            mb_obs, mb_action, mb_log_prob, mb_advantage, mb_return = (b[rows] for b in batch)
+            mb_obs, mb_action, mb_log_prob, mb_advantage, mb_return = (b.flatten(0, 1)[rows] for b in batch)
             mb_advantage = (mb_advantage - mb_advantage.mean()) / mb_advantage.std()
             ratio = (Categorical(logits=actor(mb_obs)).log_prob(mb_action) - mb_log_prob).exp()
             loss = -torch.min(ratio * mb_advantage, ratio.clamp(0.8, 1.2) * mb_advantage).mean()

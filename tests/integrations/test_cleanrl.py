@@ -1,4 +1,4 @@
-"""The single-file PPO: its rewards hold the exact KL of its own policy, and it learns. Needs torch and Gymnasium alone."""
+"""The single-file PPO: its rewards hold the exact KL of its own policy, and it learns. Needs no further library."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def letters(completions: list[str], **_: Any) -> list[float]:
 def test_the_policy_is_bound_and_starts_with_kl_zero(byte_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     make = gym.make_vec
-    monkeypatch.setattr(gym, "make_vec", lambda *args, **kwargs: made.append(make(*args, **kwargs)) or made[0])
+    monkeypatch.setattr(gym, "make_vec", lambda *args, **kwargs: made.append(make(*args, **kwargs)) or made[-1])
     load_example("cleanrl_ppo").main(
         "textgen/TextGen-v0",
         iterations=1,
         model=byte_model,
         prompts=["a", "bcd"],
         scorer=letters,
-        max_new_tokens=2,
+        max_new_tokens=40,
         kl_coef=0.5,
         temperature=0.7,
     )
