@@ -12,10 +12,39 @@ import random
 from transformers import PreTrainedTokenizerBase
 
 from .corpus import Corpus
+from .grammar import capitalise, expand
 from .reviews import RULES, sample_opening, sample_review
 
 NEUTRAL = 0.5
 REAL_LABELS = {True: 0.85, False: 0.2}  # A sentence of a five-star review need not be praise; labels stay soft.
+
+# Verdicts in one sentence without an opening. The language model does not see them; they widen what counts as clear.
+PLAIN = {
+    "good": (
+        "What a {good_word} {item}!",
+        "[This|It] is the best {item} I have ever [had|seen|tried|known].",
+        "[A {good_word}|{Good_word}] {item}[. I|, I] will [buy|choose|try] it again.",
+        "I love this {item}[|, it is {good}].",
+        "[Everyone|The whole family|We all] [liked|loved|enjoyed] [it|the {item}].",
+        "{Good_word} {item} at a fair price.",
+        "The {aspect} [is|was] {good_word} and the {aspect} [is|was] {good_word}.",
+        "The {aspect} and the {aspect} were {good_word}.",
+        "[We|I] had a [great|good|lovely|wonderful] time.",
+        "[I|We] will [come back|be back|return] [soon|again].",
+    ),
+    "bad": (
+        "What a {bad_word} {item}!",
+        "[This|It] is the worst {item} I have ever [had|seen|tried|known].",
+        "[A {bad_word}|{Bad_word}] {item}[. I|, I] will never [buy|choose|try] it again.",
+        "I hate this {item}[|, it is {bad}].",
+        "[Nobody|No one|Not one of us] [liked|loved|enjoyed] [it|the {item}].",
+        "{Bad_word} {item} at a high price.",
+        "The {aspect} [is|was] {bad_word} and the {aspect} [is|was] {bad_word}.",
+        "The {aspect} and the {aspect} were {bad_word}.",
+        "[We|I] had a [terrible|bad|horrible|miserable] time.",
+        "[I|We] will [not|never] [come back|be back|return].",
+    ),
+}
 
 
 def _toward_neutral(label: float, keep: float) -> float:
@@ -30,13 +59,13 @@ def _words(rng: random.Random) -> list[str]:
 
 def _repetition(rng: random.Random) -> str:
     """A word, a phrase or a sentence, again and again."""
-    sentences = sample_review(rng).continuation.strip().split(". ")
-    phrase = rng.choice(sentences).split()
+    sentence = rng.choice(sample_review(rng).continuation.strip().rstrip(".").split(". "))
+    if rng.random() < 0.4:
+        return " ".join([sentence + "."] * rng.randint(2, 5))
+    phrase = sentence.split()
     start = rng.randrange(len(phrase))
-    unit = rng.choice(
-        (rng.choice(_words(rng)), " ".join(phrase[start : start + rng.randint(1, 4)]), rng.choice(sentences))
-    )
-    return rng.choice((" ", " ", ", ", ". ", " and ", "! ")).join([unit] * rng.randint(3, 14))
+    unit = rng.choice((rng.choice(_words(rng)), " ".join(phrase[start : start + rng.randint(1, 4)])))
+    return rng.choice((" ", " ", ", ", ". ", " and ", "! ")).join([unit] * rng.randint(3, 10))
 
 
 def _word_salad(rng: random.Random) -> str:
@@ -92,19 +121,29 @@ def _damaged(rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> tuple[st
     return f"{review.text} {_degenerate(rng, tokenizer)}", _toward_neutral(review.label, 0.3)
 
 
+def _plain(rng: random.Random) -> tuple[str, float]:
+    """One or two plain verdicts of one mind about the same kind of thing."""
+    mood = rng.choice(("good", "bad"))
+    rules = dict(RULES[rng.choice(list(RULES))])
+    rules["Good_word"], rules["Bad_word"] = (list(map(capitalise, rules[key])) for key in ("good_word", "bad_word"))
+    sentences = rng.sample(PLAIN[mood], rng.choice((1, 1, 2)))
+    return " ".join(expand(sentence, rules, rng) for sentence in sentences), 1.0 if mood == "good" else 0.0
+
+
 def _review(rng: random.Random) -> tuple[str, float]:
-    """A review, whole or without its opening; some are two reviews of one mind."""
+    """A review, whole or without its opening."""
     review = sample_review(rng)
     text = review.continuation.strip() if rng.random() < 0.4 else review.text
-    text = text[:1].upper() + text[1:] if rng.random() < 0.7 else text
-    return text, review.label
+    return capitalise(text) if rng.random() < 0.7 else text, review.label
 
 
 def sample_labelled(rng: random.Random, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> tuple[str, float]:
     """Draws (text, P(positive)) for training."""
     kind = rng.random()
-    if kind < 0.42:
+    if kind < 0.36:
         return _review(rng)
+    if kind < 0.48:
+        return _plain(rng)
     if kind < 0.60:
         great = rng.random() < 0.5
         return corpus.draw_real(great, rng), REAL_LABELS[great]

@@ -1,6 +1,6 @@
 """Trains the tiny language model on texts drawn from corpus.py; evaluation by samples lives in evaluate.py.
 
-    python -m textgen_env.assets.recipes.train_lm --modeldata DIR --sword DIR --model DIR --steps 4000
+    python -m textgen_env.assets.recipes.train_lm --modeldata DIR --sword DIR --model DIR --steps 2400
 
 ``--model`` holds the tokenizer (make_tokenizer) and receives config and weights. Texts are drawn without end, so
 there are no epochs; the same seed, steps and thread count give the same weights.
@@ -136,9 +136,9 @@ def main() -> None:
     parser.add_argument("--modeldata", type=Path, required=True, help="folder of the R package modeldata")
     parser.add_argument("--sword", type=Path, required=True, help="SWORD folder with mods.d and modules")
     parser.add_argument("--model", type=Path, required=True, help="folder with the tokenizer; receives the model")
-    parser.add_argument("--steps", type=int, default=4000, help="batches to train on")
+    parser.add_argument("--steps", type=int, default=2400, help="batches to train on")
     parser.add_argument("--batch", type=int, default=32, help="texts in a batch")
-    parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate")
+    parser.add_argument("--lr", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and texts")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     args = parser.parse_args()
