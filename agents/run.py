@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import gymnasium as gym
 import torch
@@ -163,6 +163,7 @@ class Run:
             state = read_state(checkpoint)
             self.trainer.load_state_dict(state["trainer"])
             self.best = state["best"]
+            cast(Any, self.eval_venv.unwrapped).load_state_dict(state["eval_env"])
             self.console.print(f"resumed after update {self.trainer.updates} from {checkpoint}")
 
     def execute(self) -> Path:
@@ -179,8 +180,7 @@ class Run:
                 if self._due(self.settings.eval_every):
                     self._keep_best(log)
                 if self._due(self.settings.save_every):
-                    state = {"trainer": trainer.state_dict(), "best": self.best}
-                    save_checkpoint(self.folder / "checkpoints", trainer.updates, state)
+                    self._save()
         self._report(before)
         return self.folder
 
@@ -191,6 +191,11 @@ class Run:
     def _due(self, every: int) -> bool:
         return self.trainer.updates % every == 0 or self.trainer.updates == self.settings.updates
 
+    def _save(self) -> None:
+        eval_env = cast(Any, self.eval_venv.unwrapped).state_dict()  # a scorer may keep running statistics
+        state = {"trainer": self.trainer.state_dict(), "best": self.best, "eval_env": eval_env}
+        save_checkpoint(self.folder / "checkpoints", self.trainer.updates, state)
+
     def _keep_best(self, log: MetricsLog) -> None:
         metrics = self.evaluate().metrics
         log.write(self.trainer.updates, metrics, prefix="eval")
@@ -199,10 +204,11 @@ class Run:
             replace_folder(self.folder / "best", self.policy.save)
 
     def _before(self) -> Evaluation:
-        """The evaluation before training: made once, then read back by a resumed run."""
+        """The evaluation before training: made before the first checkpoint, read back by a resumed run."""
         path = self.folder / "before.json"
-        if not path.is_file():
+        if latest_checkpoint(self.folder / "checkpoints") is None:
             replace_file(path, json.dumps(asdict(self.evaluate()), indent=1))
+            self._save()
         return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
 
     def _report(self, before: Evaluation) -> None:
