@@ -89,7 +89,7 @@ class Meter:
         self.peer, self.work, self.iterations, self.done = peer, work, iterations, -1
         self._out: TextIO = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
-        self._started = 0.0
+        self._started = self._started_cpu = 0.0
 
     def begin(self) -> None:
         """Wait for this program's turn, then start the clock.
@@ -102,11 +102,11 @@ class Meter:
             raise SystemExit(0)
         if self.iterations is not None and self.done >= self.iterations:
             raise SystemExit(0)
-        self._started = time.perf_counter()
+        self._started, self._started_cpu = time.perf_counter(), time.process_time()
 
     def end(self, **extra: Any) -> None:
         """Stop the clock and write the line; ``extra`` goes into it."""
-        seconds = time.perf_counter() - self._started
+        seconds, cpu_seconds = time.perf_counter() - self._started, time.process_time() - self._started_cpu
         self.done += 1
         line = {
             "benchmark": "training",
@@ -114,6 +114,7 @@ class Meter:
             "iteration": self.done,
             "warm_up": self.done == 0,
             "seconds": seconds,
+            "cpu_seconds": cpu_seconds,  # of all threads: with one thread the fair clock on a busy machine
             "tokens_per_second": self.work.tokens / seconds,
             "peak_rss_gb": peak_rss_gb(),
             **asdict(self.work),
