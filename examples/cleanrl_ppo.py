@@ -13,7 +13,7 @@ def main(env_id: str = "textgen/Sentiment-v0", iterations: int = 15, seed: int =
     torch.manual_seed(seed)
     envs = VectorLMFeatures(gym.make_vec(env_id, num_envs=16, **{"kl_coef": 0.01, **task}))
     envs.unwrapped.bind_policy(lambda _: dist.logits * envs.unwrapped.temperature)  # rewards hold the exact KL
-    actor, critic = LMHead(envs), torch.nn.Linear(envs.single_observation_space.shape[0], 1)
+    actor, critic = LMHead.of(envs), torch.nn.Linear(envs.single_observation_space.shape[0], 1)
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=1e-3)
     obs, scores = torch.from_numpy(envs.reset(seed=seed)[0]), []
     for _ in range(iterations):

@@ -18,7 +18,7 @@ def main(env_id: str = "textgen/Sentiment-v0", iterations: int = 15, seed: int =
     """Train; the mean score of the first and of the last two batches."""
     torch.manual_seed(seed)
     tokens = gym.make_vec(env_id, num_envs=16, autoreset_mode="Disabled", **{"kl_coef": 0.01, **task})
-    env, actor = make_env(VectorLMFeatures(tokens)), masked_actor(LMHead(tokens), ["observation"])
+    env, actor = make_env(VectorLMFeatures(tokens)), masked_actor(LMHead.of(tokens), ["observation"])
     env.set_seed(seed)
     width = env.observation_spec["observation"].shape[-1]
     critic = ValueOperator(nn.Sequential(nn.Linear(width, 64), nn.Tanh(), nn.Linear(64, 1)))

@@ -31,7 +31,7 @@ def test_head_on_features_is_the_reference_at_the_environments_temperature(byte_
     task = {"model": byte_model, "reference": other_model, "prompts": ["a", "bcd"], "scorer": letters}
     tokens = gym.make_vec("textgen/TextGen-v0", num_envs=3, temperature=0.7, **task)
     env = VectorLMFeatures(tokens)
-    head = LMHead(env)
+    head = LMHead.of(env)
     features, _ = env.reset(seed=0)
     for _ in range(3):
         expected = own_logits(LanguageModel(other_model), tokens.engine.prefixes.observation()) / 0.7

@@ -133,7 +133,7 @@ def test_the_penalty_follows_kl_coef_and_asks_for_log_probabilities(task: dict[s
 def test_the_head_of_the_reference_starts_with_kl_zero(task: dict[str, Any]) -> None:
     tokens = batched({**task, "kl_coef": 0.3, "temperature": 0.8})
     env = make_env(VectorLMFeatures(tokens))
-    data = env.rollout(8, masked_actor(LMHead(tokens), ["observation"]), break_when_any_done=False)
+    data = env.rollout(8, masked_actor(LMHead.of(tokens), ["observation"]), break_when_any_done=False)
     assert data["next", "kl"].abs().max() < 1e-5
 
 

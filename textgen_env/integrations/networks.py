@@ -18,28 +18,32 @@ from textgen_env.trunk import Trunk, split
 class LMHead(nn.Linear):
     """The last layer of the reference model as an actor for `LMFeatures` observations.
 
-    It starts as the reference model itself, so that the first KL is 0: features (…, d + 1) to logits (…, V), at the
-    environment's temperature. The share of the budget that is left, which a language model does not see, starts with
-    weight 0.
+    It starts as the reference model itself, so that the first KL is 0: features (…, d + 1) to logits (…, V). The share
+    of the budget that is left, which a language model does not see, starts with weight 0.
 
     Args:
-        env: an environment of this package, single or batched, with any wrappers.
+        language_model: the reference model of the environment; its weights are copied.
+        temperature: divides the logits, as in the environment.
 
     Raises:
         ValueError: the model does more to its logits than one matrix product (Gemma 2, Cohere, …).
     """
 
-    def __init__(self, env: Any) -> None:
-        core = env.unwrapped
-        head, vocab_size = _trunk(core.reference).head, core.language_model.vocab_size
+    def __init__(self, language_model: LanguageModel, temperature: float = 1.0) -> None:
+        head, vocab_size = _trunk(language_model).head, language_model.vocab_size
         if not isinstance(head, nn.Linear):
-            raise ValueError(f"model={core.reference.source!r} transforms its logits: its last layer is no actor alone")
+            raise ValueError(f"model={language_model.source!r} transforms its logits: its last layer is no actor alone")
         super().__init__(head.in_features + 1, vocab_size, bias=head.bias is not None)
         with torch.no_grad():
             self.weight.zero_()
-            self.weight[:, :-1] = head.weight[:vocab_size] / core.temperature
+            self.weight[:, :-1] = head.weight[:vocab_size] / temperature
             if head.bias is not None:
-                self.bias.copy_(head.bias[:vocab_size] / core.temperature)
+                self.bias.copy_(head.bias[:vocab_size] / temperature)
+
+    @classmethod
+    def of(cls, env: Any) -> LMHead:
+        """The head of an environment's reference, at its temperature; single or batched, with any wrappers."""
+        return cls(env.unwrapped.reference, env.unwrapped.temperature)
 
 
 class LMLogits(nn.Module):
