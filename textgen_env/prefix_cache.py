@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from textgen_env.library_cache import LibraryReader
 from textgen_env.slot_attention import SlotStore, UnsupportedModel, read
-from textgen_env.trunk import Trunk, evaluating, split, unwrap
+from textgen_env.trunk import Trunk, evaluating, split, unwrap, walk
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,12 @@ def _integers(values: Any) -> np.ndarray:
 
 def _signature(model: nn.Module, adapter: Any) -> object:
     """Changes when parameters are written, moved or exchanged, or adapters (one layer is given) are switched."""
-    parameters = tuple((p.data_ptr(), p._version) for p in model.parameters())
+    parameters = [
+        (parameter.data_ptr(), parameter._version)
+        for module in walk(model)
+        for parameter in module._parameters.values()
+        if parameter is not None
+    ]
     return parameters, adapter and (adapter.disable_adapters, tuple(adapter.active_adapters), adapter.merged)
 
 

@@ -92,8 +92,8 @@ class SlotStore:
     """Keys and values of n rows for each layer; column = position.
 
     Keys lie transposed, (n, kv_heads, head_dim, capacity), values as (n, kv_heads, capacity, head_dim): both products
-    of decoding then read memory in order. Rows are read over their whole capacity, masked, because a slice of each would
-    have to be copied together for the matrix product; so the capacity follows what is in use closely.
+    of decoding then read memory in order. Rows are read over their whole capacity, masked, because slices of them would
+    have to be copied together for the matrix product; so the capacity closely follows what is in use.
     """
 
     def __init__(self, rows: int) -> None:
@@ -236,24 +236,23 @@ def read(
     device = next(trunk.body.parameters()).device
     offsets = np.cumsum(counts) - counts
     positions = np.arange(len(tokens)) - np.repeat(offsets - starts, counts)
-    store.fit(max(in_use, int(positions.max()) + 1))
-    plan = Plan(
-        store,
-        torch.from_numpy(np.repeat(rows, counts)).to(device),
-        torch.from_numpy(positions).to(device),
-        [_group(part, rows, starts, counts, offsets, store.capacity, device) for part in _parts(starts, counts)],
-    )
-    with attention_of(config, ATTENTION):
+    with torch.inference_mode(), attention_of(config, ATTENTION):
+        store.fit(max(in_use, int(positions.max()) + 1))
+        plan = Plan(
+            store,
+            torch.from_numpy(np.repeat(rows, counts)).to(device),
+            torch.from_numpy(positions).to(device),
+            [_group(part, rows, starts, counts, offsets, store.capacity, device) for part in _parts(starts, counts)],
+        )
         output = trunk.body(
             input_ids=torch.from_numpy(tokens).to(device).unsqueeze(0),
             position_ids=plan.positions.unsqueeze(0),
-            attention_mask=torch.ones(
-                1, 1, 1, 1, dtype=torch.bool, device=device
-            ),  # 4-d masks pass through: none is built
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),  # 4-d masks pass: none is built
             use_cache=False,
             **{PLAN: plan},
         )
-    return output.last_hidden_state[0, torch.from_numpy(offsets + counts - 1).to(device)]
+        last = output.last_hidden_state[0, torch.from_numpy(offsets + counts - 1).to(device)]
+    return last.clone()  # a normal tensor, which autograd may use
 
 
 def _parts(starts: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:

@@ -53,14 +53,15 @@ def split(model: nn.Module) -> Trunk | None:
     body, linear = getattr(inner, "base_model", inner), inner.get_output_embeddings()
     if body is inner or linear is None:
         return None
-    transforms = _transforms(inner.config)
     if inner not in _names:
-        _names[inner] = _matching_transform(inner, body, linear, transforms)
+        _names[inner] = _matching_transform(inner, body, linear)
     name = _names[inner]
     if name is None:
         return None
-    transform = transforms[name]
-    return Trunk(body, linear if name == "plain" else lambda hidden: transform(linear(hidden)))
+    if name == "plain":
+        return Trunk(body, linear)
+    transform = _transforms(inner.config)[name]
+    return Trunk(body, lambda hidden: transform(linear(hidden)))
 
 
 def _transforms(config: Any) -> dict[str, Transform]:
@@ -78,24 +79,33 @@ def _transforms(config: Any) -> dict[str, Transform]:
     return candidates | {"plain": lambda logits: logits}
 
 
-def _matching_transform(inner: Any, body: nn.Module, linear: nn.Module, transforms: dict[str, Transform]) -> str | None:
+def _matching_transform(inner: Any, body: nn.Module, linear: nn.Module) -> str | None:
     device = next(inner.parameters()).device
     tokens = torch.arange(1, 5, device=device).unsqueeze(0)
     with torch.no_grad(), evaluating(inner):
         own = inner(input_ids=tokens, use_cache=False).logits
         raw = linear(body(input_ids=tokens, use_cache=False).last_hidden_state)
         tolerance = 1e-2 if own.dtype in (torch.bfloat16, torch.float16) else 1e-5
-        for name, transform in transforms.items():
+        for name, transform in _transforms(inner.config).items():
             ours = transform(raw)
             if ours.shape == own.shape and torch.allclose(ours.float(), own.float(), rtol=tolerance, atol=tolerance):
                 return name
     return None
 
 
+def walk(module: nn.Module) -> Iterator[nn.Module]:
+    """All modules, as `modules()` gives them but several times faster; shared ones come more than once."""
+    stack: list[nn.Module | None] = [module]
+    while stack:
+        if (current := stack.pop()) is not None:
+            yield current
+            stack.extend(current._modules.values())
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off inside the block; modules that were training are set back at its end."""
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in walk(model) if module.training]
     for module in training:
         module.training = False
     try:
