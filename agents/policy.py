@@ -77,7 +77,8 @@ class ActorCritic(nn.Module):
         self.language_model = language_model
         self.actor: nn.Module = model
         hidden_size = unwrap(model).config.get_text_config().hidden_size
-        self.value_head = nn.Linear(hidden_size, 1, device=next(model.parameters()).device)
+        # skip_init, since nn.Linear would draw from the global generator
+        self.value_head = nn.utils.skip_init(nn.Linear, hidden_size, 1, device=next(model.parameters()).device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.eval()

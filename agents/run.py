@@ -74,11 +74,11 @@ class RunSettings:
     """Length limit of a prompt, instead of the task's own."""
     temperature: float = 1.0
     """Divides the logits of policy and reference."""
-    num_envs: int = 32
+    num_envs: int = 64
     """Slots that are decoded side by side."""
     updates: int = 40
     """Iterations of collect → advantages → update."""
-    eval_prompts: int = 64
+    eval_prompts: int = 128
     """Prompts held out for evaluation; never trained on unless there are too few."""
     eval_every: int = 10
     """Updates between evaluations."""

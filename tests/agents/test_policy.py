@@ -1,0 +1,88 @@
+"""The actor-critic against plain forwards, and what must not happen in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from textgen_env.agents.policy import ActorCritic, PolicyConfig
+
+from textgen_env.language_model import LanguageModel
+
+IDS = torch.tensor([[3, 4, 5, 6, 0], [7, 8, 9, 1, 1]])
+ATTENTION = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+RESPONSE = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]])
+
+
+def with_random_head(policy: ActorCritic) -> ActorCritic:
+    torch.nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(0))
+    return policy
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_values_read_the_state_before_the_token(word_model: Path, critic):
+    """One prefix at a time, unpadded: V(s_t) is the head on the last hidden state of the tokens before t."""
+    policy = with_random_head(ActorCritic(LanguageModel(word_model), PolicyConfig(critic=critic)))
+    model = LanguageModel(word_model).model
+    values = policy.evaluate(IDS, ATTENTION, RESPONSE).values
+    expected = [
+        policy.value_head(model.model(input_ids=IDS[row : row + 1, :t]).last_hidden_state[0, -1])
+        for row, t in RESPONSE.nonzero().tolist()
+    ]
+    torch.testing.assert_close(values, torch.cat(expected), atol=1e-5, rtol=1e-4)
+    final = policy.final_values(IDS, ATTENTION)
+    for row, length in enumerate((5, 3)):
+        hidden = model.model(input_ids=IDS[row : row + 1, :length]).last_hidden_state[0, -1]
+        torch.testing.assert_close(final[row], policy.value_head(hidden)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_values_start_at_zero(word_model: Path):
+    assert ActorCritic(LanguageModel(word_model)).evaluate(IDS, ATTENTION, RESPONSE).values.eq(0).all()
+
+
+def test_training_mode_is_refused(word_model: Path):
+    policy = ActorCritic(LanguageModel(word_model))
+    policy.train()
+    with pytest.raises(RuntimeError, match=r"training mode; call policy.eval\(\)"):
+        policy.evaluate(IDS, ATTENTION, RESPONSE)
+
+
+def test_a_separate_critic_sends_no_gradient_into_the_actor(word_model: Path):
+    for critic, reaches in (("shared", True), ("separate", False)):
+        policy = with_random_head(ActorCritic(LanguageModel(word_model), PolicyConfig(critic=critic)))
+        policy.evaluate(IDS, ATTENTION, RESPONSE).values.sum().backward()
+        assert any(p.grad is not None and p.grad.any() for p in policy.actor.parameters()) is reaches
+
+
+def test_lora_trains_adapters_alone_and_starts_at_the_reference(word_model: Path):
+    policy = ActorCritic(LanguageModel(word_model), PolicyConfig(lora_rank=2))
+    learning = {name for name, p in policy.actor.named_parameters() if p.requires_grad}
+    assert learning
+    assert all("lora_" in name for name in learning)
+    plain = ActorCritic(LanguageModel(word_model)).evaluate(IDS, ATTENTION, RESPONSE).log_probs
+    torch.testing.assert_close(policy.evaluate(IDS, ATTENTION, RESPONSE).log_probs, plain)
+    again = ActorCritic(LanguageModel(word_model), PolicyConfig(lora_rank=2))
+    states = zip(policy.state_dict().values(), again.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states), "the adapters come from a generator of their own"
+
+
+def test_every_weight_that_learns_is_in_one_group(word_model: Path):
+    policy = ActorCritic(LanguageModel(word_model), PolicyConfig(critic="separate", frozen_layers=1))
+    groups = policy.parameter_groups(1e-4, 1e-3)
+    listed = [id(p) for group in groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in policy.parameters() if p.requires_grad)
+    assert [group["lr"] for group in groups] == [1e-4, 1e-3]
+    assert len(groups[1]["params"]) == 2
+
+
+@pytest.mark.parametrize("layers", [-1, 3])
+def test_frozen_layers_out_of_range_are_named(word_model: Path, layers):
+    with pytest.raises(ValueError, match=f"frozen_layers={layers} must be between 0 and the 2 blocks"):
+        ActorCritic(LanguageModel(word_model), PolicyConfig(frozen_layers=layers))
+
+
+def test_global_generators_are_left_alone(word_model: Path):
+    before = torch.get_rng_state()
+    ActorCritic(LanguageModel(word_model), PolicyConfig(lora_rank=2, critic="separate"))
+    assert torch.equal(torch.get_rng_state(), before)
