@@ -20,9 +20,7 @@ from typing import Any
 
 from .base import usable_references
 from .shared_state import LRUCache
-from .words import ptb_tokenize, tokenizer_of
-
-Ngram = tuple[str, ...]
+from .words import Ngram, ngram_counts, ptb_tokenize, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -183,14 +181,6 @@ class PlainCIDEr(CIDEr):
 
     name = "cider-plain"
     clip = False
-
-
-def ngram_counts(tokens: Sequence[str], order: int) -> Counter[Ngram]:
-    """Counts of all n-grams of 1 to `order` tokens."""
-    counts: Counter[Ngram] = Counter()
-    for n in range(1, order + 1):
-        counts.update(zip(*(tokens[i:] for i in range(n)), strict=False))
-    return counts
 
 
 def corpus_cider(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:

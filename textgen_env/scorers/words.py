@@ -1,11 +1,13 @@
-"""Splitting texts into words for the metrics that bring no tokenizer of their own. No metric lives here."""
+"""Splitting texts into words, for the metrics that bring no tokenizer, and counting n-grams. No metric lives here."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 Tokenizer = Callable[[str], list[str]]
+Ngram = tuple[str, ...]
 
 _CLITIC = re.compile(r"(?<=\w)(n't|'s|'m|'d|'ll|'re|'ve)\b")
 _TOKEN = re.compile(r"n't\b|'(?:s|m|d|ll|re|ve)\b|\w+(?:[-.,'/]\w+)*")
@@ -35,3 +37,11 @@ def tokenizer_of(choice: str | Tokenizer, scorer: str) -> Tokenizer:
     if choice not in _TOKENIZERS:
         raise ValueError(f"{scorer}: tokenizer must be one of {', '.join(_TOKENIZERS)} or a function, got {choice!r}")
     return _TOKENIZERS[choice]
+
+
+def ngram_counts(tokens: Sequence[str], order: int) -> Counter[Ngram]:
+    """Counts of all n-grams of 1 to `order` tokens."""
+    counts: Counter[Ngram] = Counter()
+    for n in range(1, order + 1):
+        counts.update(zip(*(tokens[i:] for i in range(n)), strict=False))
+    return counts
