@@ -15,8 +15,8 @@ def main(env_id: str = "textgen/Sentiment-v0", iterations: int = 12, seed: int =
         .environment("textgen", env_config={"id": env_id, "kl_coef": 0.01, **task})
         .env_runners(num_env_runners=2, num_envs_per_env_runner=8, gym_env_vectorize_mode="vector_entry_point")
         .rl_module(rl_module_spec=RLModuleSpec(LMHeadModule, model_config={"model": task.get("model", "tiny")}))
+        .learners(learner_connector=lambda *spaces: KLPenalty(*spaces, coef=0.01))
         .training(
-            learner_connector=lambda *spaces: KLPenalty(*spaces, coef=0.01),
             train_batch_size=512,
             minibatch_size=128,
             num_epochs=3,

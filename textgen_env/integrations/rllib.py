@@ -127,7 +127,7 @@ class KLPenalty(ConnectorV2):
     """Subtract β·KL(π‖π_ref) from the rewards of the episodes that reach the learner.
 
     log π is the behaviour policy's own, log π_ref comes from `info`; the returns that RLlib reports stay the scores.
-    For `training(learner_connector=lambda *spaces: KLPenalty(*spaces, coef=0.05))`, which puts it in front of RLlib's
+    For `learners(learner_connector=lambda *spaces: KLPenalty(*spaces, coef=0.05))`, which puts it in front of RLlib's
     own connectors; it asks for `kl_coef > 0` in `env_config`, else there is no log π_ref.
 
     Args:
