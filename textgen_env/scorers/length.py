@@ -1,4 +1,4 @@
-"""Reward for the length of a completion: a target, or bounds. Penalties for running out of room are in `combine.py`."""
+"""Reward for the length of a completion: a target, or bounds. Penalties for running out of room are in `penalties.py`."""
 
 from __future__ import annotations
 
