@@ -1,4 +1,4 @@
-"""Reward for the length of a completion: a target, or bounds. Penalties for running out of room are in `penalties.py`."""
+"""Reward for the length of a completion: a target, or bounds. Penalties for running out of room: `penalties.py`."""
 
 from __future__ import annotations
 
