@@ -267,7 +267,7 @@ def test_bad_arguments(byte_model: str, arguments: dict, error: type[Exception],
 
 
 def test_reference_with_another_vocabulary(byte_model: str, tmp_path) -> None:
-    from conftest import byte_tokenizer, random_model
+    from tiny_models import byte_tokenizer, random_model
 
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<extra>"])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, random_model, save_model
+from tiny_models import byte_tokenizer, random_model, save_model
 from gguf import GGUFWriter
 from transformers import GenerationConfig
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_model
+from tiny_models import random_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from textgen_env import scoring
+from textgen_env.grouped_attention import best_attention
 from textgen_env.scoring import response_log_probs
+from textgen_env.slot_attention import attention_of
 from textgen_env.trunk import split
 
 VOCAB = 61
@@ -149,6 +151,36 @@ def test_gradients_equal_those_of_the_whole_computation(chunk: int, monkeypatch:
     theirs = gradients((log_probs * weights).sum() + 0.5 * entropy.sum())
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other.to(mine.dtype), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2 (capped logits)"])
+def test_attention_of_short_texts_in_half_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It serves float32 models here, where it must agree with the library's to rounding: scores and gradients."""
+    model = copy.deepcopy(MODELS[name])
+    model.config._attn_implementation = "sdpa"
+
+    def run() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        scores = response_log_probs(model, *batch(), vocab_size=VOCAB).log_probs
+        return scores.detach(), torch.autograd.grad(scores.sum(), list(model.parameters()))
+
+    theirs, their_gradients = run()
+    context = lambda inner, length: attention_of(inner.config, "textgen_grouped")  # noqa: E731
+    monkeypatch.setattr(scoring, "best_attention", context)
+    ours, our_gradients = run()
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(our_gradients, their_gradients, atol=1e-4, rtol=1e-3)
+
+
+def test_half_precision_on_a_cpu_takes_that_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = copy.deepcopy(MODELS["llama"]).bfloat16()
+    loose = expected_scores(MODELS["llama"])[0].float()
+    with best_attention(model, 12):
+        assert model.config._attn_implementation == "textgen_grouped"
+    with best_attention(model, 1000):
+        assert model.config._attn_implementation == "sdpa"
+    scores = response_log_probs(model, *batch(), vocab_size=VOCAB).log_probs
+    torch.testing.assert_close(scores, loose, atol=0.3, rtol=0)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_hidden_states_are_those_that_predict() -> None:
