@@ -56,7 +56,6 @@ DEGENERATE = (
     "",
     "good good good good good good good good",
     "great, lovely, amazing, superb, wonderful, perfect, tasty, charming",
-    "I love it. I love it. I love it. I love it. I love it.",
     "the of and to the in a the of",
     "taste loved it the was perfect of I delicious and soup",
 )
