@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import byte_tokenizer, random_model, save_model
 from gguf import GGUFWriter
+from tiny_models import byte_tokenizer, random_model, save_model
 from transformers import GenerationConfig
 
 from textgen_env.assets import model_path

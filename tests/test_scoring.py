@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import random_model
 from peft import LoraConfig, get_peft_model
+from tiny_models import random_model
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from textgen_env import scoring
@@ -153,7 +153,7 @@ def test_gradients_equal_those_of_the_whole_computation(chunk: int, monkeypatch:
         torch.testing.assert_close(mine, other.to(mine.dtype), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2 (capped logits)"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "granite (divided logits)"])
 def test_attention_of_short_texts_in_half_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It serves float32 models here, where it must agree with the library's to rounding: scores and gradients."""
     model = copy.deepcopy(MODELS[name])

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from textgen_env.grouped_attention import best_attention
 from textgen_env.sampling import warp_logits
 from textgen_env.trunk import split, unwrap
 
@@ -94,15 +95,13 @@ def states(
     model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, where: torch.Tensor
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     """Hidden states (N, d) where `where` is True, and a function from indices into them to their logits."""
-    trunk = split(model)
-    if trunk is not None:
-        hidden = trunk.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[
-            where
-        ]
-        return hidden, lambda index: trunk.head(hidden[index])
-    output = unwrap(model)(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=True
-    )  # an unknown head: the model's own logits, all of them
+    inner, trunk = unwrap(model), split(model)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    with best_attention(inner, input_ids.shape[1]):
+        if trunk is not None:
+            hidden = trunk.body(**inputs).last_hidden_state[where]
+            return hidden, lambda index: trunk.head(hidden[index])
+        output = inner(**inputs, output_hidden_states=True)  # an unknown head: the model's own logits, all of them
     logits = output.logits[where]
     return output.hidden_states[-1][where], lambda index: logits[index]
 
