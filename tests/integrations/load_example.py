@@ -1,8 +1,10 @@
-"""The examples are scripts, not a package: import one by its file."""
+"""The examples are scripts, not a package: import one by its file. And the pages of the libraries, block by block."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -20,3 +22,16 @@ def load_example(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_page(name: str, folder: Path) -> None:
+    """Run the Python blocks of docs/{name}.md that need the library, in one namespace, inside a folder."""
+    text = (FOLDER.parent / "docs" / f"{name}.md").read_text()
+    blocks = re.findall(r"^```python no-run\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    assert blocks
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        exec(compile("\n".join(blocks), f"docs/{name}.md", "exec"), {"__name__": "__main__"})
+    finally:
+        os.chdir(before)

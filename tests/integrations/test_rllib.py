@@ -14,7 +14,7 @@ pytest.importorskip("ray.rllib")
 
 import ray
 from gymnasium.vector import AutoresetMode
-from load_example import load_example
+from load_example import load_example, run_page
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.examples.rl_modules.classes.action_masking_rlm import ActionMaskingTorchRLModule
@@ -131,3 +131,7 @@ def test_several_env_runners_train_and_a_checkpoint_comes_back(task: dict[str, A
 def test_ppo_learns_with_two_env_runners(seed: int) -> None:
     before, after = load_example("rllib_ppo").main(seed=seed)
     assert after > before + 0.15
+
+
+def test_the_page_in_the_docs_runs(tmp_path: Any) -> None:
+    run_page("integrations_rllib", tmp_path)

@@ -11,7 +11,9 @@ import torch
 
 pytest.importorskip("tianshou")
 
-from load_example import load_example
+from load_example import load_example, run_page
+from tianshou.algorithm.algorithm_base import policy_within_training_step
+from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
 from tianshou.algorithm.modelfree.reinforce import DiscreteActorPolicy
 from tianshou.data import Batch, Collector, VectorReplayBuffer
 
@@ -149,6 +151,19 @@ def test_the_head_of_the_reference_starts_with_kl_zero_and_top_k_has_its_own_ref
     np.testing.assert_allclose(data.rew, data.info.score, atol=1e-5)  # one action: nothing to differ in
 
 
+def test_dqn_masks_by_itself(task: dict[str, Any]) -> None:
+    tokens = batched({**task, "forbidden_tokens": list(range(5, 259))})  # five tokens for eight ranks
+    env = TianshouVectorEnv(VectorTopKActions(VectorLMFeatures(tokens), 8), masks=True)
+    policy = DiscreteQLearningPolicy(
+        model=PolicyNetwork(torch.nn.Linear(33, 8)), action_space=env.action_space[0], eps_training=0.5
+    )
+    collector = Collector(policy, env, VectorReplayBuffer(300, 3), exploration_noise=True)
+    collector.reset()
+    with policy_within_training_step(policy):
+        collector.collect(n_step=90)
+    assert (collector.buffer.sample(0)[0].act < 5).all()
+
+
 def test_networks_read_tianshous_masked_observations() -> None:
     network = torch.nn.Linear(3, 2, bias=False)
     features, mask = np.ones((4, 3)), np.array([[True, False]] * 4)
@@ -170,3 +185,7 @@ def test_what_cannot_work_is_refused(task: dict[str, Any]) -> None:
 def test_ppo_learns(seed: int) -> None:
     before, after = load_example("tianshou_ppo").main(seed=seed)
     assert after > before + 0.15
+
+
+def test_the_page_in_the_docs_runs(tmp_path: Any) -> None:
+    run_page("integrations_tianshou", tmp_path)

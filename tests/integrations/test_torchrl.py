@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("torchrl")
 
-from load_example import load_example
+from load_example import load_example, run_page
 from torchrl.envs.utils import check_env_specs
 
 import textgen_env  # noqa: F401
@@ -148,3 +148,7 @@ def test_a_face_that_resets_itself_is_refused(task: dict[str, Any]) -> None:
 def test_ppo_learns(seed: int) -> None:
     before, after = load_example("torchrl_ppo").main(seed=seed)
     assert after > before + 0.15
+
+
+def test_the_page_in_the_docs_runs(tmp_path: Any) -> None:
+    run_page("integrations_torchrl", tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("trl")
 
-from load_example import load_example
+from load_example import load_example, run_page
 
 import textgen_env  # noqa: F401
 from textgen_env.integrations.trl import RewardFunction, config_arguments, prompt_dataset, trainer_arguments
@@ -125,3 +125,7 @@ def test_rewards_in_the_trainer_are_scores_of_the_environment(byte_model: str, t
 def test_grpo_learns() -> None:
     before, after = load_example("trl_grpo").main()
     assert after > before + 0.15
+
+
+def test_the_page_in_the_docs_runs(tmp_path: Any) -> None:
+    run_page("integrations_trl", tmp_path)
