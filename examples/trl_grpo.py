@@ -1,7 +1,5 @@
 """GRPO of TRL on a task of this package: our scorer as its reward function, our prompts as its data set."""
 
-from __future__ import annotations
-
 import tempfile
 
 import gymnasium as gym
