@@ -43,7 +43,14 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
+GPT2: dict[str, Any] = {
+    "vocab_size": 64,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "initializer_range": 0.3,
+}
 CONFIGS = {
     "gpt2": GPT2Config(**GPT2, bos_token_id=1, eos_token_id=2),
     "gpt2-scaled-by-layer": GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True, bos_token_id=1, eos_token_id=2),
@@ -119,7 +126,8 @@ CALLS = st.lists(
 @given(calls=CALLS, seed=st.integers(0, 1000))
 def test_any_sequence_of_calls_is_exact(name: str, fast: bool, calls: list[dict[int, str]], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    model, prefixes = MODELS[name], {}
+    model = MODELS[name]
+    prefixes: dict[int, np.ndarray] = {}
     cache = PrefixCache(model, ROWS, vocab_size=VOCAB, fast=fast)
     for call in calls:
         asked = {
@@ -241,6 +249,7 @@ def test_results_can_be_used_with_autograd() -> None:
     logits = PrefixCache(MODELS["llama"], 1).next_logits([[5, 6, 7]], [3])
     weight = torch.ones(logits.shape[1], requires_grad=True)
     (logits * weight).sum().backward()
+    assert weight.grad is not None
     assert torch.equal(weight.grad, logits[0])
 
 
