@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from textgen_env.assets import MODELS, resolve_model
 from textgen_env.prefix_cache import PrefixCache
 from textgen_env.scoring import response_log_probs
-from textgen_env.trunk import evaluating, unwrap
+from textgen_env.trunk import evaluating, unwrap, without_progress_bars
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENS_PER_BATCH = 4096  # padded tokens that `log_probs` sends through the model at a time
@@ -83,7 +83,7 @@ class LanguageModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer itself adds (a BOS, if it does)."""
-        return list(self.tokenizer.encode(text))
+        return list(self.tokenizer.encode(text, verbose=False))  # how long a text may be is for its readers to say
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of token ids; special tokens are left out and spaces are left alone."""
@@ -143,7 +143,8 @@ class LanguageModel:
         elif what == "weights":
             kwargs["use_safetensors"] = True
         try:
-            return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
+            with without_progress_bars():
+                return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
         except Exception as error:  # anything from OSError to KeyError, and seldom with the name of the source
             raise FileNotFoundError(
                 f"model: cannot load the {what} of {self.source!r} ({type(error).__name__}: {error})"

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -100,6 +101,18 @@ def walk(module: nn.Module) -> Iterator[nn.Module]:
         if (current := stack.pop()) is not None:
             yield current
             stack.extend(current._modules.values())
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Silence transformers' bars inside the block: a model that loads in a second needs none, and logs are full of them."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from textgen_env.assets import resolve_model
+from textgen_env.trunk import without_progress_bars
 
 from .shared_state import Lock
 
@@ -114,9 +115,10 @@ class TextModel:
         with self._lock:
             if self._loaded is None:
                 path = str(resolve_model(self.source))
-                model = _TASKS[self.task].from_pretrained(
-                    path, dtype=_DTYPES[self.dtype], use_safetensors=True, trust_remote_code=False
-                )
+                with without_progress_bars():
+                    model = _TASKS[self.task].from_pretrained(
+                        path, dtype=_DTYPES[self.dtype], use_safetensors=True, trust_remote_code=False
+                    )
                 self._loaded = self._prepared(model, AutoTokenizer.from_pretrained(path, trust_remote_code=False))
             return self._loaded
 
