@@ -105,7 +105,7 @@ def walk(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Silence transformers' bars inside the block: a model that loads in a second needs none, and logs are full of them."""
+    """Silence the bars of transformers inside the block: logs are full of them, and small models load in a moment."""
     enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
