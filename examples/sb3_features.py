@@ -13,7 +13,7 @@ from textgen_env.wrappers import VectorLMFeatures, VectorTopKActions
 ALGORITHMS = {
     "ppo": (PPO, {"n_steps": 32, "batch_size": 128, "n_epochs": 10, "learning_rate": 1e-3}),
     "a2c": (A2C, {"n_steps": 8, "learning_rate": 1e-3}),
-    "dqn": (DQN, {"learning_rate": 1e-3, "train_freq": 1, "gradient_steps": 8, "batch_size": 128}),
+    "dqn": (DQN, {"learning_rate": 3e-4, "train_freq": 1, "gradient_steps": 8, "target_update_interval": 2000}),
 }
 
 
