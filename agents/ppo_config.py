@@ -45,7 +45,7 @@ class PPOConfig:
     """Weight of the entropy bonus."""
     whiten: bool = True
     """Whiten the advantages over the whole batch."""
-    kl_coef: float = 0.03
+    kl_coef: float = 0.05
     """β, reward per nat of KL(π‖π_ref); 0 runs no reference model at all."""
     kl_in: Literal["reward", "loss"] = "reward"
     """−β·k1 in the reward of each token, or β·k3 in the loss."""
