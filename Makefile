@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m textgen_env.agents.ppo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow and not heavy"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not heavy"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

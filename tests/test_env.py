@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from compare import assert_same
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
@@ -384,7 +385,7 @@ def test_pickle_keeps_the_episode(make) -> None:
     copy = pickle.loads(pickle.dumps(env))
     assert not copy.unwrapped.language_model.weights_loaded
     for ours, theirs in zip(play(env, "c", eos=True), play(copy, "c", eos=True), strict=True):
-        np.testing.assert_equal(ours, theirs)
+        assert_same(ours, theirs)
     assert env.reset()[1] == copy.reset()[1]
 
 
@@ -396,7 +397,7 @@ def test_state_dict_goes_on_where_it_was_taken(make) -> None:
     for ours, theirs in zip(
         play(env, "c", eos=True), (other.unwrapped.step(a) for a in [*tokens("c"), EOS]), strict=True
     ):
-        np.testing.assert_equal(ours, theirs)
+        assert_same(ours, theirs)
     assert [env.reset()[1] for _ in range(5)] == [other.reset()[1] for _ in range(5)]
 
 

