@@ -30,8 +30,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 """What a scorer cannot do without; the others are made by name alone."""
 
-FETCHED = {"similarity": "minilm", "spacy": "imdb-sentiment"}
-OPTIONAL = {"spacy": "spacy", "vader": "vaderSentiment"}
+FETCHED = {"similarity": "minilm", "spacy": "imdb-sentiment", "imdb-sentiment": "imdb-sentiment"}
+OPTIONAL = {"spacy": "spacy", "imdb-sentiment": "spacy", "vader": "vaderSentiment"}
 STATEFUL = {"normalize"}  # keeps statistics of what it has scored, so that asked again it says something else
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow) if name in FETCHED else name

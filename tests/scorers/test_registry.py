@@ -12,7 +12,7 @@ from textgen_env.scorers import call_scorer, corpus_score, get_scorer, score_par
 
 LEXICAL = {"bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "cider", "cider-d", "meteor"}
 LEXICAL |= {"exact_match", "edit_distance", "wer"}
-MODELS = {"sentiment", "classifier", "spacy", "similarity", "fluency"}
+MODELS = {"sentiment", "classifier", "spacy", "imdb-sentiment", "similarity", "fluency"}
 RULES = {"length", "distinct", "repetition", "regex", "json_schema", "keywords", "vader"}
 
 
@@ -76,3 +76,11 @@ def test_corpus_score_mistakes() -> None:
         corpus_score("bleu", [], [])
     with pytest.raises(ValueError, match="1 completions and 2 lists"):
         corpus_score("bleu", ["a"], [["a"], ["b"]])
+
+
+def test_missing_library_says_which_extra_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vaderSentiment", None)
+    monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
+    monkeypatch.delitem(sys.modules, "textgen_env.scorers.vader", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"scorer 'vader' needs vaderSentiment.*textgen_env\[scorers\]"):
+        get_scorer("vader")

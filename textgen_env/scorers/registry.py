@@ -32,6 +32,7 @@ _LOCATIONS = {
     "sentiment": "classifier:Sentiment",
     "classifier": "classifier:Classifier",
     "spacy": "spacy_classifier:SpacyClassifier",
+    "imdb-sentiment": "spacy_classifier:SpacyClassifier",  # the fetched model, which is its default
     "similarity": "similarity:Similarity",
     "fluency": "fluency:Fluency",
     # rules
@@ -131,4 +132,10 @@ def _load(locations: Mapping[str, str], name: str) -> Callable[..., Any]:
     if name not in locations:
         raise ValueError(f"scorer: unknown name {name!r}; known names: {', '.join(sorted(locations))}")
     module, attribute = locations[name].split(":")
-    return getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
+    try:
+        return getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"scorer {name!r} needs {error.name}, which is not installed: pip install 'textgen_env[scorers]'",
+            name=error.name,
+        ) from error
