@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import response_log_probs
-from textgen_env.trunk import unwrap
+from textgen_env.trunk import unwrap, without_progress_bars
 
 
 @dataclass
@@ -163,7 +163,8 @@ class ActorCritic(nn.Module):
         if self.config.lora_rank:
             model.save_pretrained(path / "adapter")
             model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(path)
+        with without_progress_bars():
+            model.save_pretrained(path)
         self.language_model.tokenizer.save_pretrained(path)
         critic = {f"value_head.{k}": v for k, v in self.value_head.state_dict().items()}
         if self.critic is not None:

@@ -336,7 +336,7 @@ class PPOSettings(RunSettings):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m textgen_env.agents.ppo --help``"""
-    settings = tyro.cli(PPOSettings, args=arguments)
+    settings = tyro.cli(PPOSettings, prog="python -m textgen_env.agents.ppo", args=arguments)
     texts = Path(settings.ptx_texts).read_text(encoding="utf-8").splitlines() if settings.ptx_texts else ()
     options: dict[str, Any] = {"seed": settings.seed, "ptx_texts": texts, "total_updates": settings.updates}
     Run(settings, lambda venv, policy: PPO(venv, policy, settings.ppo, **options)).execute()

@@ -28,6 +28,7 @@ from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, KLPenaltyCallback
 from textgen_env.kl import AdaptiveKLCoefficient
 from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import ResponseScores, response_log_probs
+from textgen_env.trunk import without_progress_bars
 
 from .evaluate import Evaluation, evaluate
 from .metrics import MetricsLog, read_metrics
@@ -236,14 +237,15 @@ def save(folder: Path, model: PPO, language_model: LanguageModel, before: Evalua
     actor: Any = language_model.model
     if hasattr(actor, "merge_and_unload"):
         actor = copy.deepcopy(actor).merge_and_unload()
-    actor.save_pretrained(folder / "last")
+    with without_progress_bars():
+        actor.save_pretrained(folder / "last")
     language_model.tokenizer.save_pretrained(folder / "last")
     plot(read_metrics(folder / "metrics.jsonl"), folder / "plot.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m textgen_env.agents.sb3_ppo --help``"""
-    run(tyro.cli(SB3Settings, args=arguments))
+    run(tyro.cli(SB3Settings, prog="python -m textgen_env.agents.sb3_ppo", args=arguments))
 
 
 if __name__ == "__main__":

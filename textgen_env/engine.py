@@ -6,6 +6,7 @@ autoreset and the dictionaries of Gymnasium live there. Random generators are ha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -101,6 +102,7 @@ class Engine:
             np.full((slots, settings.max_new_tokens), np.nan) for _ in range(3)
         )
         self._token_ids: dict[str, list[int]] = {}
+        self._warned_of_cut = False
 
     def _load(self, source: Any) -> LanguageModel:
         if isinstance(source, LanguageModel):
@@ -138,9 +140,16 @@ class Engine:
         if prompt.text not in self._token_ids:
             if len(self._token_ids) > 10 * len(self.prompts) + 1000:  # prompts given by hand must not pile up for ever
                 self._token_ids.clear()
-            self._token_ids[prompt.text] = tokenize_prompt(
-                self.language_model, prompt.text, self.settings.max_prompt_tokens
-            )
+            limit = self.settings.max_prompt_tokens
+            self._token_ids[prompt.text], excess = tokenize_prompt(self.language_model, prompt.text, limit)
+            if excess and not self._warned_of_cut:
+                self._warned_of_cut = True
+                warnings.warn(
+                    f"a prompt of {limit + excess} tokens was cut on the left to max_prompt_tokens={limit}: "
+                    f"{prompt.text[:60]!r}… (said once for an environment)",
+                    UserWarning,
+                    stacklevel=2,
+                )
         return self._token_ids[prompt.text]
 
     # --- one token ----------------------------------------------------------------------------------------------------

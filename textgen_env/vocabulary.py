@@ -5,7 +5,6 @@ Small pure pieces that the engine is put together from; none of them keeps anyth
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
     from textgen_env.language_model import LanguageModel
 
 
-def tokenize_prompt(model: LanguageModel, text: str, max_tokens: int) -> list[int]:
-    """The tokens of a prompt, at most `max_tokens`.
+def tokenize_prompt(model: LanguageModel, text: str, max_tokens: int) -> tuple[list[int], int]:
+    """The tokens of a prompt, at most `max_tokens`, and how many were cut off.
 
-    A longer prompt loses its left part, with a warning, since the words next to the response matter most; a BOS token
-    stays in front, without which many models are lost.
+    A longer prompt loses its left part, since the words next to the response matter most; a BOS token stays in front,
+    without which many models are lost.
 
     Raises:
         ValueError: the text has no tokens.
@@ -28,15 +27,9 @@ def tokenize_prompt(model: LanguageModel, text: str, max_tokens: int) -> list[in
     token_ids = model.encode(text)
     if not token_ids:
         raise ValueError(f"the prompt {text!r} has no tokens under the tokenizer of {model.source!r}")
-    if len(token_ids) <= max_tokens:
-        return token_ids
-    warnings.warn(
-        f"a prompt of {len(token_ids)} tokens was cut on the left to max_prompt_tokens={max_tokens}: {text[:60]!r}…",
-        UserWarning,
-        stacklevel=2,
-    )
+    excess = max(0, len(token_ids) - max_tokens)
     has_bos = token_ids[0] == model.bos_token_id and max_tokens > 1
-    return token_ids[:1] + token_ids[1 - max_tokens :] if has_bos else token_ids[-max_tokens:]
+    return (token_ids[:1] + token_ids[1 + excess :] if has_bos else token_ids[excess:]), excess
 
 
 def same_vocabulary(model: LanguageModel, reference: LanguageModel) -> None:
