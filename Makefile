@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test test-real lint types check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m textgen_env.agents.ppo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m "not slow and not heavy"
+
+test-real: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow tests/test_real_model.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
