@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from textgen_env.episode import Completion, FinishReason, Prefixes, Prompt
+from textgen_env.episode import Completion, FinishReason, Prefixes, Prompt, StepResult
 from textgen_env.kl_penalty import KLPenalty, cached_logits, policy_from_function
 from textgen_env.language_model import LanguageModel
 from textgen_env.prefix_cache import PrefixCache
@@ -27,27 +26,6 @@ from textgen_env.settings import Settings
 from textgen_env.vocabulary import ActionRules, StopStrings, fits_positions, same_vocabulary, tokenize_prompt
 
 Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one step of m slots brought; every array is (m,), in the order of the rows that were stepped.
-
-    Attributes:
-        rewards: float64, the sum of the parts.
-        terminated: bool.
-        truncated: bool.
-        reward_parts: float64 by name.
-        ref_log_prob: float64, or None when no reference is on.
-        endings: for each position whose episode ended, the `info` of its end.
-    """
-
-    rewards: NDArray[np.float64]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-    reward_parts: dict[str, NDArray[np.float64]]
-    ref_log_prob: NDArray[np.float64] | None
-    endings: dict[int, dict[str, Any]]
 
 
 class Engine:

@@ -54,6 +54,27 @@ class Completion:
     finish_reason: FinishReason | None
 
 
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step of m slots brought; every array is (m,), in the order of the rows that were stepped.
+
+    Attributes:
+        rewards: float64, the sum of the parts.
+        terminated: bool.
+        truncated: bool.
+        reward_parts: float64 by name.
+        ref_log_prob: float64, or None when no reference is on.
+        endings: for each position whose episode ended, the `info` of its end.
+    """
+
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    reward_parts: dict[str, NDArray[np.float64]]
+    ref_log_prob: NDArray[np.float64] | None
+    endings: dict[int, dict[str, Any]]
+
+
 class Prefixes:
     """The states of n episodes: right-padded token rows of width L = max_prompt_tokens + max_new_tokens.
 

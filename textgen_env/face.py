@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from textgen_env.engine import Engine, StepResult
-from textgen_env.episode import Prompt
+from textgen_env.engine import Engine
+from textgen_env.episode import Prompt, StepResult
 from textgen_env.kl import FixedKLCoefficient
 from textgen_env.language_model import LanguageModel
 from textgen_env.prompts import as_prompt

@@ -12,7 +12,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textgen_env.engine import Rows, StepResult
+from textgen_env.engine import Rows
+from textgen_env.episode import StepResult
 from textgen_env.face import RENDER_MODES, Face, prompt_choice
 from textgen_env.language_model import LanguageModel
 
