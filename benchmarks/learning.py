@@ -18,12 +18,12 @@ from typing import Any
 
 import tyro
 from rich.console import Console
-from textgen_env.agents.ppo import PPO, PPOSettings
-from textgen_env.agents.run import Run
 from tyro.conf import OmitArgPrefixes
 
 from benchmarks.peers.workload import peak_rss_gb
 from benchmarks.report import keep, learning_table
+from textgen_env.agents.ppo import PPO, PPOSettings
+from textgen_env.agents.run import Run
 
 
 @dataclass

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
-from textgen_env.agents.policy import ActorCritic
-from textgen_env.agents.ppo import PPO
-from textgen_env.agents.ppo_config import PPOConfig
 
 import textgen_env  # noqa: F401  (registers the environments)
 from benchmarks.peers.workload import KL_COEF, LEARNING_RATE, PROMPTS, Work, even_share, parse
+from textgen_env.agents.policy import ActorCritic
+from textgen_env.agents.ppo import PPO
+from textgen_env.agents.ppo_config import PPOConfig
 from textgen_env.language_model import LanguageModel
 
 

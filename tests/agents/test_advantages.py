@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import torch
+
 from textgen_env.agents.advantages import (
     gae,
     group_relative,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from textgen_env.agents.checkpoint import (
     latest_checkpoint,
     read_state,

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from textgen_env.agents import losses
 from torch.autograd import gradcheck
+
+from textgen_env.agents import losses
 
 
 def random_tokens(seed: int, n: int = 24) -> tuple[torch.Tensor, ...]:

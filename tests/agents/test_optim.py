@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from textgen_env.agents.optim import MasterAdamW, lr_factor
 from torch import nn
+
+from textgen_env.agents.optim import MasterAdamW, lr_factor
 
 
 def quadratic_steps(optimizer: MasterAdamW, param: nn.Parameter, steps: int) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from textgen_env.agents.policy import ActorCritic, PolicyConfig
 
+from textgen_env.agents.policy import ActorCritic, PolicyConfig
 from textgen_env.language_model import LanguageModel
 
 IDS = torch.tensor([[3, 4, 5, 6, 0], [7, 8, 9, 1, 1]])

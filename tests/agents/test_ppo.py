@@ -9,10 +9,10 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
+
 from textgen_env.agents.policy import ActorCritic, PolicyConfig
 from textgen_env.agents.ppo import PPO, NonFiniteError
 from textgen_env.agents.ppo_config import PPOConfig
-
 from textgen_env.language_model import LanguageModel
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]

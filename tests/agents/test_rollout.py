@@ -9,8 +9,8 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from textgen_env.agents.rollout import collect
 
+from textgen_env.agents.rollout import collect
 from textgen_env.language_model import LanguageModel
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]

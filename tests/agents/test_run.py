@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from textgen_env.agents.evaluate import distinct_n
 from textgen_env.agents.metrics import MetricsLog, read_metrics
 from textgen_env.agents.ppo import main
 from textgen_env.agents.run import split_prompts
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from textgen_env.episode import Prompt
 
 SCORER = '{"name": "normalize", "scorer": {"name": "length", "target": 3}}'  # running statistics must be resumed too
