@@ -57,8 +57,8 @@ class Trainer(Protocol):
 
 
 @dataclass
-class RunSettings:
-    """Settings of a run that do not belong to the algorithm."""
+class TaskSettings:
+    """What is trained on what: the settings that every trainer shares."""
 
     env: str = "textgen/Sentiment-v0"
     """Gymnasium id of a token environment."""
@@ -76,10 +76,20 @@ class RunSettings:
     """Divides the logits of policy and reference."""
     num_envs: int = 64
     """Slots that are decoded side by side."""
-    updates: int = 40
-    """Iterations of collect → advantages → update."""
     eval_prompts: int = 128
     """Prompts held out for evaluation; never trained on unless there are too few."""
+    device: str = "cpu"
+    """Torch device."""
+    dtype: str = "float32"
+    """Type of the weights: float32 or bfloat16 (optimised through fp32 masters)."""
+
+
+@dataclass
+class RunSettings(TaskSettings):
+    """Settings of a run that do not belong to the algorithm."""
+
+    updates: int = 40
+    """Iterations of collect → advantages → update."""
     eval_every: int = 10
     """Updates between evaluations."""
     save_every: int = 10
@@ -92,15 +102,11 @@ class RunSettings:
     """Seeds sampling, shuffling, prompts and new weights; global generators are left alone."""
     resume: bool = False
     """Go on from the last checkpoint in the output folder; a run that was killed ends with the same numbers."""
-    device: str = "cpu"
-    """Torch device."""
-    dtype: str = "float32"
-    """Type of the weights: float32 or bfloat16 (optimised through fp32 masters)."""
     policy: OmitArgPrefixes[PolicyConfig] = field(default_factory=PolicyConfig)
     """Which weights there are and which learn."""
 
 
-def make_environments(settings: RunSettings) -> tuple[VectorEnv, VectorEnv]:
+def make_environments(settings: TaskSettings) -> tuple[VectorEnv, VectorEnv]:
     """The training environment and one on the held-out prompts."""
     arguments = {
         name: value
@@ -169,7 +175,7 @@ class Run:
     def execute(self) -> Path:
         """Train to the end, report, and return the folder."""
         before, trainer = self._before(), self.trainer
-        with MetricsLog(self.folder, after=trainer.updates) as log, _progress(self.console) as progress:
+        with MetricsLog(self.folder, after=trainer.updates) as log, progress_bar(self.console) as progress:
             task = progress.add_task("", total=self.settings.updates, completed=trainer.updates, live="")
             while trainer.updates < self.settings.updates:
                 metrics, rollout = trainer.iterate()
@@ -247,7 +253,8 @@ def open_folder(settings: RunSettings) -> Path:
 _FREE = {"resume", "output", "save_every", "sample_every"}  # settings that may differ in a resumed run
 
 
-def _progress(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """A bar whose tasks have a field "live" for what is going on."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[live]}"), TimeRemainingColumn())
     return Progress(*columns, console=console)
 

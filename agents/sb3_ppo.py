@@ -20,7 +20,7 @@ import torch
 import tyro
 from gymnasium.vector import AutoresetMode, VectorEnv
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -34,27 +34,13 @@ from .evaluate import Evaluation, evaluate
 from .metrics import MetricsLog, read_metrics
 from .policy import ActorCritic, frozen_scorer
 from .report import answers_table, before_after_table, plot
-from .run import RunSettings, make_environments
+from .run import TaskSettings, make_environments, progress_bar
 
 
 @dataclass
-class SB3Settings:
+class SB3Settings(TaskSettings):
     """Train a language model with the PPO of Stable-Baselines3."""
 
-    env: str = "textgen/Sentiment-v0"
-    """Gymnasium id of a token environment."""
-    model: str = "tiny"
-    """The actor and, frozen, the reference: an embedded or fetched name, a folder, a GGUF file or a hub id."""
-    prompts: str | None = None
-    """A JSONL file or the name of a prompt set, instead of the task's own."""
-    scorer: str | None = None
-    """Name of a scorer, or its JSON form, instead of the task's own."""
-    max_new_tokens: int | None = None
-    """Length limit of a response, instead of the task's own."""
-    max_prompt_tokens: int | None = None
-    """Length limit of a prompt, instead of the task's own."""
-    temperature: float = 1.0
-    """Divides the logits of policy and reference."""
     num_envs: int = 32
     """Slots that are decoded side by side."""
     n_steps: int = 64
@@ -95,8 +81,6 @@ class SB3Settings:
     """The run's folder; default: runs/sb3-<task>-seed<seed>, with a number behind it if that exists."""
     seed: int = 1
     """Given to SB3, which seeds the global generators of torch, numpy and random."""
-    device: str = "cpu"
-    """Torch device."""
     dtype: str = "float32"
     """Type of the weights; bfloat16 goes with lora_rank."""
 
@@ -185,7 +169,7 @@ def run(settings: SB3Settings, console: Console | None = None) -> tuple[Evaluati
     """
     console, folder = console or Console(), make_folder(settings)
     (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
-    disabled, held_out = make_environments(cast(RunSettings, settings))
+    disabled, held_out = make_environments(settings)
     venv = same_step(disabled)
     model = make_model(settings, venv)
     policy = cast(
@@ -197,8 +181,7 @@ def run(settings: SB3Settings, console: Console | None = None) -> tuple[Evaluati
     beta: Any = settings.kl_coef
     if settings.kl_target is not None:
         beta = AdaptiveKLCoefficient(settings.kl_coef, settings.kl_target)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[live]}"), TimeRemainingColumn())
-    with MetricsLog(folder) as log, Progress(*columns, console=console) as progress:
+    with MetricsLog(folder) as log, progress_bar(console) as progress:
         callbacks = [KLPenaltyCallback(beta), Watch(log, progress, settings.updates)]
         model.learn(settings.updates * settings.n_steps * settings.num_envs, callback=callbacks)
     after = evaluate(held_out, policy, reference)
