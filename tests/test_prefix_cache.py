@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from tiny_models import SMALL, VOCAB
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -27,22 +28,8 @@ from textgen_env import prefix_cache, slot_attention
 from textgen_env.prefix_cache import PrefixCache
 from textgen_env.slot_attention import SlotStore
 
-VOCAB = 61  # actions; the models' logits are wider
 ROWS = 5
 WIDTH = 48
-SMALL: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,  # far from uniform, so that mistakes show
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 GPT2: dict[str, Any] = {
     "vocab_size": 64,
     "n_embd": 32,

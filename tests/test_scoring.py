@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import random_model
+from tiny_models import SMALL, VOCAB, random_model
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from textgen_env import scoring
@@ -16,21 +16,6 @@ from textgen_env.grouped_attention import best_attention
 from textgen_env.scoring import response_log_probs
 from textgen_env.slot_attention import attention_of
 from textgen_env.trunk import split
-
-VOCAB = 61
-SMALL: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 
 
 def from_config(config: Any) -> Any:
