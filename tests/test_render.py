@@ -233,6 +233,13 @@ class TestHtml:
         assert not any(_is_control(character) for character in source.replace("\n", ""))
 
 
+def test_sums_beyond_the_range_of_floats_are_drawn() -> None:
+    huge = [8.907615146523955e302, 1.7976842272471693e308]
+    frame = Frame(prompt="", pieces=["", ""], rewards=huge, kls=huge)
+    assert "return inf" in summary(frame)
+    assert "KL inf" in summary(frame)
+
+
 def _is_control(character: str) -> bool:
     """By ranges, so as not to share the code's use of Unicode categories."""
     point = ord(character)

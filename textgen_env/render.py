@@ -120,9 +120,9 @@ def summary(frame: Frame) -> str:
     elif frame.score is None:
         facts.append("running")
     facts.append(f"{len(frame.pieces)} token{'' if len(frame.pieces) == 1 else 's'}")
-    facts.append(f"return {math.fsum(frame.rewards):.3g}")
+    facts.append(f"return {sum(frame.rewards):.3g}")
     if frame.kls is not None:
-        facts.append(f"KL {math.fsum(frame.kls):.3g}")
+        facts.append(f"KL {sum(frame.kls):.3g}")
     return " · ".join(facts).replace("\n", "↵")
 
 
