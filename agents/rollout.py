@@ -1,8 +1,8 @@
 """Collecting whole trajectories from a vector environment into rectangular tensors.
 
 What lives here: `collect`, which plays exactly B episodes on n slots with a prefix-reusing cache, and `Rollout`, what
-it returns. What does not: log-probs for training (the caller scores the whole rollout in one teacher-forced pass, so
-that old and new ones come from the same kind of forward), KL, advantages.
+it returns. What does not: how masks are stored (``action_masks.py``), log-probs for training (the caller scores the
+whole rollout in one teacher-forced pass, so that old and new ones come from the same kind of forward), KL, advantages.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from textgen_env.language_model import LanguageModel
 from textgen_env.sampling import sample, warp_logits
 from textgen_env.vector_env import REST
 
+from .action_masks import ActionMasks, MaskTable
+
 
 @dataclass
 class Rollout:
@@ -37,7 +39,7 @@ class Rollout:
     prompts: list[str]
     texts: list[str]
     finish_reasons: list[str]
-    action_masks: Tensor | None  # (N, V) bool for the N response tokens in row-major order; None when all was allowed
+    action_masks: ActionMasks | None  # of the N response tokens in row-major order; None when all was allowed
 
     @property
     def lengths(self) -> Tensor:
@@ -55,24 +57,25 @@ class Rollout:
         return self.input_ids[rows, :width], self.attention_mask[rows, :width], self.response_mask[rows, :width]
 
     def masks(self, rows: Tensor) -> Tensor | None:
-        """(n, V) action masks of the response tokens of some trajectories, or None."""
+        """(n, V) bool action masks of the n response tokens of some trajectories, or None when all was allowed."""
         if self.action_masks is None:
             return None
-        return torch.cat([self.action_masks.split(self.lengths.tolist())[row] for row in rows.tolist()])
+        return self.action_masks.of(self.scatter(self.action_masks.number)[rows][self.response_mask[rows].bool()])
 
     def to(self, device: torch.device) -> Rollout:
         """The same rollout with its tensors on ``device``."""
-        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor | ActionMasks)}
         return replace(self, **moved)
 
 
 class _Recorder:
     """What happened in each of B episodes, gathered step by step."""
 
-    def __init__(self, episodes: int) -> None:
+    def __init__(self, episodes: int, vocab_size: int) -> None:
         self.rewards: list[list[float]] = [[] for _ in range(episodes)]
         self.log_probs: list[list[float]] = [[] for _ in range(episodes)]
-        self.masks: list[list[NDArray[np.bool_] | None]] = [[] for _ in range(episodes)]
+        self.masks: list[list[int]] = [[] for _ in range(episodes)]  # numbers in the table
+        self.table = MaskTable(vocab_size)
         self.final: list[dict[str, Any]] = [{} for _ in range(episodes)]
 
     def rollout(self) -> Rollout:
@@ -99,16 +102,8 @@ class _Recorder:
             prompts=[str(f["prompt"]) for f in final],
             texts=[str(f["text"]) for f in final],
             finish_reasons=[str(getattr(f["finish_reason"], "value", f["finish_reason"])) for f in final],
-            action_masks=self._action_masks(),
+            action_masks=self.table.action_masks([number for numbers in self.masks for number in numbers]),
         )
-
-    def _action_masks(self) -> Tensor | None:
-        masks = [mask for episode in self.masks for mask in episode]
-        restricted = next((mask for mask in masks if mask is not None), None)
-        if restricted is None:
-            return None
-        everything = np.ones_like(restricted)
-        return torch.from_numpy(np.stack([everything if mask is None else mask for mask in masks]))
 
 
 @torch.no_grad()
@@ -145,7 +140,7 @@ def collect(
     _check(venv, episodes, prompts)
     env: Any = venv.unwrapped
     cache = language_model.prefix_cache(slots)
-    recorder = _Recorder(episodes)
+    recorder = _Recorder(episodes, language_model.vocab_size)
     episode = np.arange(slots)  # which trajectory each slot plays; ≥ episodes: it rests
     started = slots
     observation, _ = venv.reset(options=_options(np.ones(slots, dtype=bool), episode, prompts))
@@ -160,10 +155,11 @@ def collect(
         actions = np.full(slots, REST, dtype=np.int64)
         actions[active] = tokens.cpu().numpy()
         observation, rewards, terminated, truncated, info = venv.step(actions)
+        masks = [0] * len(active) if allowed is None else recorder.table.number(allowed)
         for k, slot in enumerate(active):
             recorder.rewards[episode[slot]].append(float(rewards[slot]))
             recorder.log_probs[episode[slot]].append(float(log_probs[k]))
-            recorder.masks[episode[slot]].append(None if allowed is None else allowed[k])
+            recorder.masks[episode[slot]].append(masks[k])
         ended = active[(terminated | truncated)[active]]
         for slot in ended:
             recorder.final[episode[slot]] = {

@@ -80,19 +80,52 @@ def test_greedy_is_the_argmax_of_plain_forwards(make_venv: MakeVenv, word_model:
                 assert model(rollout.input_ids[row : row + 1, :t]).logits[0, -1].argmax() == rollout.input_ids[row, t]
 
 
-def test_masks_are_kept_for_every_token_once_one_is_restricted(make_venv: MakeVenv, word_model: Path):
-    assert play(make_venv(), word_model).action_masks is None
-    rollout = play(make_venv(min_new_tokens=2), word_model)
+RESTRICTIONS: dict[str, dict[str, Any]] = {
+    "few kinds of masks": {"min_new_tokens": 2, "forbidden_tokens": ["<pad>", "b"]},
+    "another mask at each prefix": {"reference_top_p": 0.7, "min_new_tokens": 1},
+}
+
+
+@pytest.mark.parametrize("restriction", RESTRICTIONS)
+def test_masks_are_those_of_the_environment_at_each_token(make_venv: MakeVenv, word_model: Path, restriction):
+    """Each trajectory once more in an environment of its own, which is asked for its mask before every token."""
+    options = RESTRICTIONS[restriction]
+    rollout = play(make_venv(**options), word_model, 11)
+    limits = {"max_prompt_tokens": 8, "max_new_tokens": 6}
+    scorer = {"name": "length", "target": 3}
+    env = gym.make(
+        "textgen/TextGen-v0", model=str(word_model), prompts=rollout.prompts, scorer=scorer, **limits, **options
+    )
+    env.unwrapped.delegate_kl(report_ref_logprob=False)
+    dense = []  # one list of masks a trajectory
+    for row, prompt in enumerate(rollout.prompts):
+        env.reset(options={"prompt": prompt})
+        dense.append([])
+        for token in rollout.input_ids[row][rollout.response_mask[row].bool()].tolist():
+            dense[-1].append(env.unwrapped.action_masks().tolist())
+            env.step(token)
+    for rows in ([3, 1], [10], list(range(11)), [2, 7, 0]):
+        masks = rollout.to(torch.device("cpu")).masks(torch.tensor(rows))
+        assert masks is not None
+        assert masks.tolist() == [mask for row in rows for mask in dense[row]]
+    kinds = {tuple(mask) for masks in dense for mask in masks}
+    assert (len(kinds) > 10) == ("another" in restriction)
     assert rollout.action_masks is not None
-    place = torch.cat([torch.arange(n) for n in rollout.lengths.tolist()])  # which token of its response each is
-    assert torch.equal(rollout.action_masks[:, 0], place >= 2)
-    assert rollout.action_masks[:, 1:].all()
-    rows = torch.tensor([3, 1])
-    starts = rollout.lengths.cumsum(0) - rollout.lengths
-    expected = torch.cat([rollout.action_masks[starts[r] : starts[r] + rollout.lengths[r]] for r in rows])
-    masks = rollout.masks(rows)
-    assert masks is not None
-    assert torch.equal(masks, expected)
+    assert len(rollout.action_masks.distinct) <= len(kinds) + 1
+
+
+def test_masks_of_a_free_environment_are_none(make_venv: MakeVenv, word_model: Path):
+    rollout = play(make_venv(), word_model)
+    assert rollout.action_masks is None
+    assert rollout.masks(torch.tensor([0])) is None
+
+
+def test_the_memory_of_masks_does_not_grow_with_the_tokens(make_venv: MakeVenv, word_model: Path):
+    """Two kinds of 16 bits, whether 10 episodes are played or 60."""
+    for episodes in (10, 60):
+        masks = play(make_venv(min_new_tokens=2), word_model, episodes).action_masks
+        assert masks is not None
+        assert masks.distinct.nbytes == 2 * 2
 
 
 def test_per_token_values_find_their_places(make_venv: MakeVenv, word_model: Path):
