@@ -8,7 +8,6 @@ What does not: sampling (``rollout.py``), losses, optimisers. The forward pass i
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from textgen_env.adapters import trainable
 from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import response_log_probs
 from textgen_env.trunk import unwrap, without_progress_bars
@@ -68,12 +68,17 @@ class ActorCritic(nn.Module):
         self.config = config or PolicyConfig()
         model: nn.Module = language_model.model
         self.critic = copy.deepcopy(unwrap(model).base_model) if self.config.critic == "separate" else None
+        if self.critic is not None:
+            trainable(self.critic, frozen_layers=self.config.frozen_layers)
+        model = trainable(
+            model,
+            lora_rank=self.config.lora_rank,
+            lora_alpha=self.config.lora_alpha,
+            frozen_layers=self.config.frozen_layers,
+            generator=generator,
+        )
         if self.config.lora_rank:
-            model = _with_lora(model, self.config, generator or torch.Generator().manual_seed(0))
             language_model = LanguageModel.from_modules(model, language_model.tokenizer, name=language_model.source)
-        for trunk in (model, self.critic):
-            if trunk is not None:
-                _freeze(trunk, self.config.frozen_layers, keep_frozen=bool(self.config.lora_rank) and trunk is model)
         self.language_model = language_model
         self.actor: nn.Module = model
         hidden_size = unwrap(model).config.get_text_config().hidden_size
@@ -181,31 +186,3 @@ def frozen_scorer(model: nn.Module, vocab_size: int) -> Callable[..., Tensor]:
         return response_log_probs(model, *batch, vocab_size=vocab_size, **sampling).log_probs
 
     return score
-
-
-def _with_lora(model: nn.Module, config: PolicyConfig, generator: torch.Generator) -> nn.Module:
-    from peft import LoraConfig, get_peft_model  # optional: an extra of the package
-
-    lora = LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; what it drew is replaced below
-        adapted = get_peft_model(model, lora)
-    for name, parameter in adapted.named_parameters():
-        if "lora_A" in name:
-            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)
-    return adapted
-
-
-def _freeze(model: nn.Module, layers: int, *, keep_frozen: bool) -> None:
-    """Switch off the gradient of the embeddings and the lowest ``layers`` blocks; ``keep_frozen`` thaws nothing."""
-    if not keep_frozen:
-        model.requires_grad_(True)
-    if layers == 0:
-        return
-    blocks = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
-    if not 0 <= layers <= len(blocks):
-        raise ValueError(f"frozen_layers={layers} must be between 0 and the {len(blocks)} blocks of the model")
-    embeddings: Any = unwrap(model).get_input_embeddings()
-    for module in [embeddings, *blocks[:layers]]:
-        module.requires_grad_(False)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # What each room stands on, lowest first; a module may import rooms on earlier lines, and siblings in its own.
 ORDER = [
     ["assets", "episode", "kl", "render", "sampling", "tasks", "trunk"],
-    ["prompts", "grouped_attention", "library_cache", "slot_attention"],
+    ["prompts", "adapters", "grouped_attention", "library_cache", "slot_attention"],
     ["scoring"],
     ["prefix_cache"],
     ["language_model"],

@@ -78,7 +78,7 @@ def test_every_weight_that_learns_is_in_one_group(word_model: Path):
 
 @pytest.mark.parametrize("layers", [-1, 3])
 def test_frozen_layers_out_of_range_are_named(word_model: Path, layers):
-    with pytest.raises(ValueError, match=f"frozen_layers={layers} must be between 0 and the 2 blocks"):
+    with pytest.raises(ValueError, match=f"frozen_layers={layers} must be from 0 to the 2 blocks"):
         ActorCritic(LanguageModel(word_model), PolicyConfig(frozen_layers=layers))
 
 

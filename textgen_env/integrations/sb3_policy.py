@@ -8,7 +8,6 @@ What it is trained on, and the KL, are other modules' affair.
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +20,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from textgen_env.adapters import trainable
 from textgen_env.integrations.sb3_buffer import check_tokens
 from textgen_env.language_model import LanguageModel
 from textgen_env.prefix_cache import PrefixCache
@@ -86,7 +86,10 @@ class LanguageModelMixin:
         language_model = copy.deepcopy(model) if isinstance(model, LanguageModel) else LanguageModel(model, dtype=dtype)
         _check_spaces(observation_space, action_space, language_model)
         self.vocab_size = language_model.vocab_size
-        self.actor = _trainable(language_model.model, lora_rank, lora_alpha, frozen_layers)
+        self.actor = trainable(
+            language_model.model, lora_rank=lora_rank, lora_alpha=lora_alpha, frozen_layers=frozen_layers
+        )
+        _warn_of_lost_steps(self.actor, lora_rank)
         self.value_net = nn.Linear(unwrap(self.actor).config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.value_net.weight)
         nn.init.zeros_(self.value_net.bias)
@@ -266,35 +269,10 @@ def _check_spaces(observation_space: Any, action_space: Any, model: LanguageMode
         )
 
 
-def _trainable(model: Any, lora_rank: int, lora_alpha: int, frozen_layers: int) -> nn.Module:
-    """The model, or the model with adapters, of which only what shall learn asks for gradients."""
-    blocks = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
-    if not 0 <= frozen_layers <= len(blocks):
-        raise ValueError(f"frozen_layers={frozen_layers} must be from 0 to the {len(blocks)} blocks of the model")
-    if lora_rank < 0:
-        raise ValueError(f"lora_rank={lora_rank} must be at least 0 (0: no adapters)")
-    if lora_rank:
-        model = _with_lora(model, lora_rank, lora_alpha)
-    elif unwrap(model).dtype in (torch.bfloat16, torch.float16):
+def _warn_of_lost_steps(actor: nn.Module, lora_rank: int) -> None:
+    if not lora_rank and unwrap(actor).dtype in (torch.bfloat16, torch.float16):
         warnings.warn(
             "dtype: half-precision weights round small steps of the optimiser away; use lora_rank or float32",
             UserWarning,
             stacklevel=3,
         )
-    if frozen_layers:
-        for module in [unwrap(model).get_input_embeddings(), *blocks[:frozen_layers]]:
-            module.requires_grad_(False)
-    return model
-
-
-def _with_lora(model: Any, rank: int, alpha: int) -> Any:
-    from peft import LoraConfig, get_peft_model  # slow to import, and needed by few
-
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; what it drew is replaced below
-        adapted = get_peft_model(model, config)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in adapted.named_parameters():
-        if "lora_A" in name:
-            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)
-    return adapted
