@@ -16,7 +16,8 @@ import textgen_env  # noqa: F401  registers the tasks
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("sb3_ppo", {}), ("sb3_features", {}), ("sb3_features", {"algorithm": "dqn"})]
+    ("name", "more"),
+    [("sb3_ppo", {}), *(("sb3_features", {"algorithm": name}) for name in ("ppo", "a2c", "dqn", "qrdqn"))],
 )
 def test_runs(name: str, more: dict[str, Any]) -> None:
     before, after = load_example(name).main(steps=256, max_new_tokens=4, **more)
@@ -27,12 +28,11 @@ def test_runs(name: str, more: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    ("name", "more", "lift"),
-    [("sb3_ppo", {}, 0.2), ("sb3_features", {}, 0.2), ("sb3_features", {"algorithm": "dqn"}, 0.05)],
+    ("name", "more"), [("sb3_ppo", {}), ("sb3_features", {}), ("sb3_features", {"algorithm": "dqn"})]
 )
-def test_lifts_the_score(name: str, more: dict[str, Any], lift: float, seed: int) -> None:
+def test_lifts_the_score(name: str, more: dict[str, Any], seed: int) -> None:
     before, after = load_example(name).main(seed=seed, **more)
-    assert after > before + lift
+    assert after > before + 0.2
 
 
 def test_the_native_trainers_task_runs_on_sb3(tmp_path: Path) -> None:

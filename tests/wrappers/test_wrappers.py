@@ -84,6 +84,36 @@ def test_features_of_the_final_observation_in_same_step_mode(arguments: dict[str
     assert observations[1, -1] == 1  # a new episode
 
 
+def test_candidates_are_described_by_probability_and_embedding(arguments: dict[str, Any]) -> None:
+    """Of 4 allowed tokens, 5 candidates: the last place stays empty; at the end all do."""
+    allowed, temperature = [70, 80, 90, 100], 0.7
+    banned = [token for token in range(VOCAB) if token not in allowed]
+    inner = TextGenEnv(**arguments | {"max_new_tokens": 2}, forbidden_tokens=banned, temperature=temperature)
+    env = LMFeatures(inner, candidates=K)
+    assert env.observation_space.shape == (33 * (1 + K),)
+    observation, _ = env.reset(seed=0)
+    embeddings = plain_model(arguments["reference"]).get_output_embeddings().weight.detach().numpy()
+    for token in (90, 70):
+        logits, hidden = forward(arguments["reference"], tokens(inner.engine.prefixes.observation(0)))
+        np.testing.assert_allclose(observation[:32], hidden, atol=1e-4)
+        order = sorted(allowed, key=lambda candidate: -logits[candidate])
+        weights = np.exp(logits[order] / temperature)
+        described = observation[33:].reshape(K, 33)
+        np.testing.assert_allclose(described[:4, 0], weights / weights.sum(), atol=1e-5)
+        rows = embeddings[order]
+        np.testing.assert_allclose(described[:4, 1:], rows / np.sqrt((rows**2).mean(1, keepdims=True)), rtol=1e-3)
+        assert not described[4].any()
+        observation = env.step(token)[0]
+    assert not observation[33:].any()
+    assert observation[:32].any()
+
+
+def test_candidates_out_of_range(arguments: dict[str, Any]) -> None:
+    for candidates in (-1, VOCAB + 1):
+        with pytest.raises(ValueError, match=rf"candidates={candidates} must be from 0 \(none\) to the 259 tokens"):
+            LMFeatures(TextGenEnv(**arguments), candidates=candidates)
+
+
 def test_features_need_tokens(arguments: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="still observes tokens"):
         LMFeatures(LMFeatures(TextGenEnv(**arguments)))
@@ -157,12 +187,14 @@ def test_top_k_complains(arguments: dict[str, Any]) -> None:
 
 
 def wrap(env: gym.Env, order: str) -> gym.Env:
-    return LMFeatures(TopKActions(env, K)) if order == "features last" else TopKActions(LMFeatures(env), K)
+    if order == "features last":
+        return LMFeatures(TopKActions(env, K), candidates=K)
+    return TopKActions(LMFeatures(env), K)
 
 
 def wrap_batched(venv: gym.vector.VectorEnv, order: str) -> gym.vector.VectorEnv:
     if order == "features last":
-        return VectorLMFeatures(VectorTopKActions(venv, K))
+        return VectorLMFeatures(VectorTopKActions(venv, K), candidates=K)
     return VectorTopKActions(VectorLMFeatures(venv), K)
 
 

@@ -1,4 +1,7 @@
-"""Observations as vectors: what the reference model makes of the prefix. Actions are `top_k.py`'s affair."""
+"""Observations as vectors: what the reference model makes of the prefix, and what there is to choose from.
+
+Actions are `top_k.py`'s affair.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+
+from textgen_env.engine import Engine
+from textgen_env.wrappers.top_k import rank
 
 
 class LMFeatures(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
@@ -19,21 +26,32 @@ class LMFeatures(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
     `Box` float32 (d + 1,): the d numbers from which the reference model would read its next token, then the share of
     `max_new_tokens` that is left, from 1 to 0. The state is Markov as far as the model itself remembers the prefix.
 
+    With `candidates=k`, (d + 1)·k more, d + 1 for each action of `TopKActions(k)` in their order: the probability of
+    its token among the k, and the token's output embedding, scaled to a mean square of 1. A network that must value the
+    actions, as DQN's does, would else have to work out from the hidden state alone which tokens the ranks stand for.
+    All of them are 0 for a rank that is masked, and when the episode has ended.
+
     A step costs one decode step of the reference; a KL penalty or `TopKActions` shares it.
 
     Args:
         env: an environment of this package, with any wrappers that leave its observations alone.
+        candidates: how many of the likeliest tokens are described; 0 for none.
+
+    Raises:
+        TypeError: the environment is another, or its observations were changed already.
+        ValueError: `candidates` is out of range.
     """
 
-    def __init__(self, env: gym.Env) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self)
+    def __init__(self, env: gym.Env, candidates: int = 0) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, candidates=candidates)
         gym.ObservationWrapper.__init__(self, env)
-        self.observation_space = feature_space(env)
+        self.candidates, self.observation_space = candidates, feature_space(env, candidates)
 
     def observation(self, observation: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """(L,) tokens to (d + 1,) features."""
-        batch = {key: value[None] for key, value in observation.items()}
-        return features(self.env, batch, np.zeros(1, dtype=np.int64))[0]
+        """(L,) tokens to features."""
+        batch, row = {key: value[None] for key, value in observation.items()}, np.zeros(1, dtype=np.int64)
+        parts = features(self.env, batch, row), describe(self.env, row, self.candidates)
+        return np.concatenate(parts, axis=1)[0]
 
 
 class VectorLMFeatures(VectorWrapper):
@@ -41,11 +59,12 @@ class VectorLMFeatures(VectorWrapper):
 
     Args:
         env: a batched environment of this package.
+        candidates: how many of the likeliest tokens are described; 0 for none.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
+    def __init__(self, env: VectorEnv, candidates: int = 0) -> None:
         super().__init__(env)
-        self.single_observation_space = feature_space(env)
+        self.candidates, self.single_observation_space = candidates, feature_space(env, candidates)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -61,25 +80,33 @@ class VectorLMFeatures(VectorWrapper):
             finals = [infos["final_obs"][row] for row in rows]
             stacked = {key: np.stack([final[key] for final in finals]) for key in finals[0]}
             infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
+            nothing = np.zeros(self.single_observation_space.shape or (), dtype=np.float32)  # is left to choose from
             for row, vector in zip(rows, features(self.env, stacked, rows), strict=True):
-                infos["final_obs"][row] = vector
+                infos["final_obs"][row] = np.concatenate([vector, nothing[len(vector) :]])
         return self._features(observations), rewards, terminated, truncated, infos
 
     def _features(self, observations: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-        return features(self.env, observations, np.arange(self.num_envs))
+        rows = np.arange(self.num_envs)
+        return np.concatenate(
+            [features(self.env, observations, rows), describe(self.env, rows, self.candidates)], axis=1
+        )
 
 
-def feature_space(env: Any) -> spaces.Box:
+def feature_space(env: Any, candidates: int) -> spaces.Box:
     """The observation space of one slot.
 
     Raises:
         TypeError: the environment is not one of this package, or its observations were changed already.
+        ValueError: `candidates` is out of range.
     """
     space = getattr(env, "single_observation_space", env.observation_space)
     if not hasattr(env.unwrapped, "engine") or not isinstance(space, spaces.Dict) or "input_ids" not in space.spaces:
         raise TypeError(f"env={env} must be a textgen environment that still observes tokens, not {space}")
+    tokens = env.unwrapped.language_model.vocab_size
+    if not 0 <= candidates <= tokens:
+        raise ValueError(f"candidates={candidates} must be from 0 (none) to the {tokens} tokens of the model")
     width = env.unwrapped.reference.config.get_text_config().hidden_size + 1
-    return spaces.Box(-np.inf, np.inf, (width,), np.float32)
+    return spaces.Box(-np.inf, np.inf, (width * (1 + candidates),), np.float32)
 
 
 def features(env: Any, observations: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -90,3 +117,20 @@ def features(env: Any, observations: dict[str, NDArray[Any]], rows: NDArray[np.i
     hidden = engine.kl.cache.next_logits_and_hidden(ids, lengths, rows)[1].float().cpu().numpy()
     left = 1 - observations["response_mask"].sum(axis=1, dtype=np.int64) / engine.settings.max_new_tokens
     return np.concatenate([hidden, left[:, None]], axis=1, dtype=np.float32)
+
+
+def describe(env: Any, rows: NDArray[np.int64], k: int) -> NDArray[np.float32]:
+    """What the k likeliest tokens of the given slots are, (m, (d + 1)·k); see `LMFeatures`."""
+    engine: Engine = env.unwrapped.engine
+    playing = engine.playing[rows]
+    if not k:
+        return np.zeros((len(rows), 0), dtype=np.float32)
+    head = env.unwrapped.reference.model.get_output_embeddings().weight.detach()
+    described = np.zeros((len(rows), k, 1 + head.shape[1]), dtype=np.float32)
+    if playing.any():
+        choices = rank(engine, rows[playing], k)
+        embeddings = head[torch.from_numpy(choices.tokens).to(head.device)].float()  # (m, k, d)
+        embeddings = torch.nn.functional.rms_norm(embeddings, head.shape[1:])
+        described[playing, :, 0] = np.exp(choices.log_probs)
+        described[playing, :, 1:] = embeddings.cpu().numpy() * choices.masks[..., None]
+    return described.reshape(len(rows), -1)
