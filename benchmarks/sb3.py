@@ -1,21 +1,26 @@
-r"""Stable-Baselines3 with a language model as policy: what its loop costs, side by side in one process and by turns.
+r"""Stable-Baselines3 with a language model as policy: what its loop costs, each arm in a process of its own, by turns.
 
     python -m benchmarks.sb3 --model smollm2-135m --dtype bfloat16
 
 The arms, each counted in response tokens per second: `generate` of transformers; `rollout`, SB3's `collect_rollouts`
 with `LMActorCriticPolicy` (actions, values, log-probs, buffer, infos); `iteration`, rollout and one epoch of PPO with
 `EpisodeRolloutBuffer`; `full_prefix`, the same iteration with a forward over the whole prefix for every transition, in
-rollouts and in updates, which is what a policy without cache and shared forwards does. Medians of alternating rounds.
-Peak memory is that of the process: name one arm to have it of that arm.
+rollouts and in updates, which is what a policy without cache and shared forwards does. Medians of alternating rounds,
+and the peak memory (resident set) of each arm's process.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 import resource
+import statistics
 import sys
+import time
 import warnings
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -26,10 +31,17 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from torch import Tensor
 
 import textgen_env  # noqa: F401  registers the environments
-from benchmarks.throughput import PROMPT_TOKENS, Arm, by_turns, generate, prompt_ids
+from benchmarks.throughput import PROMPT_TOKENS, Arm, generate, prompt_ids
 from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, LMActorCriticPolicy, SB3VecEnv
 from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import states
+
+
+ARMS = ("generate", "rollout", "iteration", "full_prefix")
+RATIOS = {
+    "rollout_times_generate": ("rollout", "generate"),
+    "iteration_times_full_prefix": ("iteration", "full_prefix"),
+}
 
 
 @dataclass
@@ -52,7 +64,7 @@ class Settings:
     """threads of torch; 0 leaves its default"""
     clock: Literal["wall", "cpu"] = "wall"
     """cpu counts processor time of this process: for one thread on a machine that others use too"""
-    arms: list[str] = field(default_factory=lambda: ["generate", "rollout", "iteration", "full_prefix"])
+    arms: list[str] = field(default_factory=lambda: list(ARMS))
     """which arms to run"""
 
 
@@ -112,39 +124,67 @@ def iteration(model: PPO, *, update: bool) -> Arm:
     return arm
 
 
-def measure(settings: Settings) -> dict[str, Any]:
-    """Run the arms; prints and returns one JSON object."""
+def make_arm(settings: Settings, name: str) -> Arm:
+    """What one round of the arm runs; returns how many tokens were written."""
+    lm = LanguageModel(settings.model, dtype=settings.dtype)  # weights load when asked for: `generate` alone does
+    ids = prompt_ids(lm, settings.num_envs, PROMPT_TOKENS)
+    if name == "generate":
+        return lambda: generate(lm, ids, settings.new_tokens)
+    whole = (LMActorCriticPolicy, EpisodeRolloutBuffer)
+    policy, buffer = {"rollout": whole, "iteration": whole, "full_prefix": (FullPrefixPolicy, DictRolloutBuffer)}[name]
+    model = make_model(settings, [lm.decode(row) for row in ids.tolist()], policy, buffer)
+    return iteration(model, update=name != "rollout")
+
+
+def serve(settings: Settings, name: str, line: Connection) -> None:
+    """In a process of its own: a round of the arm for each message; answers tokens per second and peak memory in GB."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    lm = LanguageModel(settings.model, dtype=settings.dtype)
-    ids = prompt_ids(lm, settings.num_envs, PROMPT_TOKENS)
-    prompts = [lm.decode(row) for row in ids.tolist()]
-    shared = (settings, prompts, LMActorCriticPolicy, EpisodeRolloutBuffer)
-    makers: dict[str, Any] = {
-        "generate": lambda: lambda: generate(lm, ids, settings.new_tokens),
-        "rollout": lambda: iteration(make_model(*shared), update=False),
-        "iteration": lambda: iteration(make_model(*shared), update=True),
-        "full_prefix": lambda: iteration(
-            make_model(settings, prompts, FullPrefixPolicy, DictRolloutBuffer), update=True
-        ),
-    }
-    rates = by_turns({name: makers[name]() for name in settings.arms}, settings.rounds, settings.clock)
+    arm, now = make_arm(settings, name), time.perf_counter if settings.clock == "wall" else time.process_time
+    unit = 1 if sys.platform == "darwin" else 1024
+    while line.recv():
+        gc.collect()
+        begin = now()
+        rate = arm() / (now() - begin)
+        line.send((rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9))
+
+
+def by_turns(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
+    """Median tokens per second, and peak memory in GB, of each arm; the first round only warms up."""
+    context, lines, processes = multiprocessing.get_context("spawn"), {}, []
+    for name in settings.arms:
+        lines[name], other = context.Pipe()
+        processes.append(context.Process(target=serve, args=(settings, name, other), daemon=True))
+        processes[-1].start()
+        other.close()  # so that the end of the process ends the wait for its answer
+    rates: dict[str, list[float]] = {name: [] for name in settings.arms}
+    peaks: dict[str, float] = {}
+    for _ in range(settings.rounds + 1):
+        for name, line in lines.items():
+            line.send(True)
+            rate, peaks[name] = line.recv()
+            rates[name].append(rate)
+    for line, process in zip(lines.values(), processes, strict=True):
+        line.send(False)
+        process.join()
+    return {name: statistics.median(values[1:]) for name, values in rates.items()}, peaks
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Run the arms; prints and returns one JSON object."""
+    if unknown := sorted(set(settings.arms) - set(ARMS)):
+        raise ValueError(f"arms={settings.arms} has {', '.join(unknown)}; there are {', '.join(ARMS)}")
+    rates, peaks = by_turns(settings)
     result: dict[str, Any] = {"model": settings.model, "dtype": settings.dtype, "num_envs": settings.num_envs}
-    result |= {"threads": torch.get_num_threads(), "clock": settings.clock}
+    result |= {"new_tokens": settings.new_tokens, "threads": settings.threads or torch.get_num_threads()}
+    result |= {"clock": settings.clock}
     result |= {f"{name}_tokens_per_s": round(rate, 1) for name, rate in rates.items()}
     for name, (over, under) in RATIOS.items():
         if over in rates and under in rates:
             result[name] = round(rates[over] / rates[under], 2)
-    unit = 1 if sys.platform == "darwin" else 1024
-    result["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
+    result |= {f"{name}_peak_memory_gb": round(peak, 2) for name, peak in peaks.items()}
     print(json.dumps(result, indent=1))
     return result
-
-
-RATIOS = {
-    "rollout_times_generate": ("rollout", "generate"),
-    "iteration_times_full_prefix": ("iteration", "full_prefix"),
-}
 
 
 if __name__ == "__main__":
