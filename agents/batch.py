@@ -1,7 +1,7 @@
 """A scored rollout: what an update treats as constant, and the metrics that describe it.
 
-What lives here: `Batch`, `describe` (docs/metrics.md explains each number) and `to_grid`. What does not: how the
-numbers came about (``rollout.py``, ``ppo.py``).
+What lives here: `Batch`, `describe` (docs/metrics.md explains each number), `mean_return` and `to_grid`. What does
+not: how the numbers came about (``rollout.py``, ``ppo.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textgen_env.kl import k1, k3
 
-from .advantages import masked_mean
+from .advantages import gae, masked_mean
 from .losses import explained_variance
 from .rollout import Rollout
 
@@ -55,6 +55,13 @@ def describe(batch: Batch) -> dict[str, float]:
         metrics["reference_perplexity"] = torch.exp(-masked_mean(batch.ref_log_probs, mask))
     reasons = rollout.finish_reasons
     return {"eos_rate": reasons.count("eos") / len(reasons)} | {name: float(value) for name, value in metrics.items()}
+
+
+def mean_return(rollout: Rollout, gamma: float) -> float:
+    """Mean over the tokens of Σ_k γ^k·r_{t+k}: of all constants the best guess of a return, before any is learned."""
+    no_values = torch.zeros_like(rollout.rewards)
+    _, returns = gae(rollout.rewards, no_values, rollout.response_mask, gamma, lam=1.0)
+    return float(masked_mean(returns, rollout.response_mask))
 
 
 def to_grid(rollout: Rollout, packs: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:

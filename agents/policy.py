@@ -8,6 +8,7 @@ What does not: sampling (``rollout.py``), losses, optimisers. The forward pass i
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +46,45 @@ class Evaluation(NamedTuple):
     entropy: Tensor | None
 
 
+class ValueHead(nn.Module):
+    """V(s) from the last hidden state at s: normalise → linear, d to 2d → ReLU → linear, 2d to 1. Always in fp32.
+
+    The norm makes one learning rate fit models whose states are of any scale, and the hidden layer finds what states
+    made for the next token do not show to a linear map. The last layer starts at zero: V is a constant at first.
+
+    Args:
+        hidden_size: d.
+        generator: source of the first layer's weights, U(−1/√d, 1/√d).
+    """
+
+    def __init__(self, hidden_size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        # skip_init, since nn.Linear would draw from the global generator
+        self.hidden = nn.utils.skip_init(nn.Linear, hidden_size, 2 * hidden_size)
+        self.out = nn.utils.skip_init(nn.Linear, 2 * hidden_size, 1)
+        nn.init.kaiming_uniform_(self.hidden.weight, a=math.sqrt(5), generator=generator)
+        for parameter in (self.hidden.bias, self.out.weight, self.out.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(N, d) states of any floating type → (N,) values."""
+        states = states.to(self.out.weight.dtype)
+        return self.out(self.hidden(nn.functional.layer_norm(states, states.shape[-1:])).relu()).squeeze(-1)
+
+    @torch.no_grad()
+    def start_at(self, value: float) -> None:
+        """Let V start at ``value`` everywhere; a head that has learned anything is left alone."""
+        if not self.out.weight.any():
+            self.out.bias.fill_(value)
+
+
 class ActorCritic(nn.Module):
     """A language model with a value head; dropout is always off.
 
     Args:
         language_model: the actor. Its weights are trained in place: give it one that nobody else uses.
         config: critic, LoRA and frozen layers.
-        generator: source of LoRA's initial weights; None takes seed 0. The value head starts at zero: V = 0.
+        generator: source of the initial weights of LoRA and of the value head; None takes seed 0. V starts at 0.
 
     Raises:
         ValueError: a setting is out of range.
@@ -82,16 +115,14 @@ class ActorCritic(nn.Module):
         self.language_model = language_model
         self.actor: nn.Module = model
         hidden_size = unwrap(model).config.get_text_config().hidden_size
-        # skip_init, since nn.Linear would draw from the global generator
-        self.value_head = nn.utils.skip_init(nn.Linear, hidden_size, 1, device=next(model.parameters()).device)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        head = ValueHead(hidden_size, generator or torch.Generator().manual_seed(0))
+        self.value_head = head.to(next(model.parameters()).device)
         self.eval()
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.value_head.weight.device
+        return self.value_head.out.weight.device
 
     def evaluate(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, **sampling: Any) -> Evaluation:
         """Teacher-forced log π(a_t|s_t) and V(s_t) of every response token, with gradient.
@@ -119,9 +150,7 @@ class ActorCritic(nn.Module):
             hidden = self.critic(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[
                 before
             ]
-        return Evaluation(
-            scores.log_probs, self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1), scores.entropy
-        )
+        return Evaluation(scores.log_probs, self.value_head(hidden), scores.entropy)
 
     @torch.no_grad()
     def final_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from tyro.conf import OmitArgPrefixes
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, k1
 
 from .advantages import gae, masked_mean, masked_whiten
-from .batch import Batch, describe, to_grid
+from .batch import Batch, describe, mean_return, to_grid
 from .losses import (
     approx_kl,
     clip_fraction,
@@ -124,6 +124,7 @@ class PPO:
     def advantages(self, rollout: Rollout) -> Batch:
         """Score a rollout: old log-probs and values, the KL to the reference, rewards with it, advantages, returns."""
         cfg, mask = self.config, rollout.response_mask
+        self.policy.value_head.start_at(mean_return(rollout, cfg.gamma))
         packs = self._packs(rollout)
         columns: dict[str, list[Tensor]] = defaultdict(list)
         for rows in packs:

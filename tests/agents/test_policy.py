@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from textgen_env.agents.policy import ActorCritic, PolicyConfig
+from textgen_env.agents.policy import ActorCritic, PolicyConfig, ValueHead
 from textgen_env.language_model import LanguageModel
 
 IDS = torch.tensor([[3, 4, 5, 6, 0], [7, 8, 9, 1, 1]])
@@ -16,7 +16,7 @@ RESPONSE = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]])
 
 
 def with_random_head(policy: ActorCritic) -> ActorCritic:
-    torch.nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(policy.value_head.out.weight, generator=torch.Generator().manual_seed(0))
     return policy
 
 
@@ -30,15 +30,43 @@ def test_values_read_the_state_before_the_token(word_model: Path, critic):
         policy.value_head(model.model(input_ids=IDS[row : row + 1, :t]).last_hidden_state[0, -1])
         for row, t in RESPONSE.nonzero().tolist()
     ]
-    torch.testing.assert_close(values, torch.cat(expected), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(values, torch.stack(expected), atol=1e-5, rtol=1e-4)
     final = policy.final_values(IDS, ATTENTION)
     for row, length in enumerate((5, 3)):
         hidden = model.model(input_ids=IDS[row : row + 1, :length]).last_hidden_state[0, -1]
-        torch.testing.assert_close(final[row], policy.value_head(hidden)[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(final[row], policy.value_head(hidden), atol=1e-5, rtol=1e-4)
 
 
-def test_values_start_at_zero(word_model: Path):
-    assert ActorCritic(LanguageModel(word_model)).evaluate(IDS, ATTENTION, RESPONSE).values.eq(0).all()
+def test_values_start_at_a_constant(word_model: Path):
+    """Zero, or what it is told; a head that has learned is not started again."""
+    policy = ActorCritic(LanguageModel(word_model))
+    assert policy.evaluate(IDS, ATTENTION, RESPONSE).values.eq(0).all()
+    policy.value_head.start_at(0.25)
+    assert policy.evaluate(IDS, ATTENTION, RESPONSE).values.eq(0.25).all()
+    with_random_head(policy).value_head.start_at(7.0)
+    assert policy.value_head.out.bias.item() == 0.25
+
+
+def test_the_value_head_by_hand():
+    """d = 2: the states (5, 1) and (2, 4) are (1, −1) and (−1, 1) when normalised; four sums, their ReLU, one sum."""
+    head = ValueHead(2, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        head.hidden.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [0.0, 0.0]]))
+        head.hidden.bias.copy_(torch.tensor([0.0, 0.5, 0.0, 3.0]))
+        head.out.weight.copy_(torch.tensor([[1.0, 10.0, 100.0, 1000.0]]))
+        head.out.bias.fill_(0.5)
+    values = head(torch.tensor([[5.0, 1.0], [2.0, 4.0]]))
+    # (1, −0.5, 1, 3) and (−1, 1.5, −1, 3)
+    torch.testing.assert_close(values, torch.tensor([3101.5, 3015.5]), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("scale", [0.1, 100.0])
+def test_the_scale_of_the_states_does_not_matter(scale):
+    head = ValueHead(8, torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(head.out.weight, generator=torch.Generator().manual_seed(1))
+    states = torch.randn(5, 8, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(head(scale * states), head(states), rtol=1e-2, atol=1e-3)
+    assert head(states.bfloat16()).dtype == torch.float32
 
 
 def test_training_mode_is_refused(word_model: Path):
@@ -64,7 +92,7 @@ def test_lora_trains_adapters_alone_and_starts_at_the_reference(word_model: Path
     torch.testing.assert_close(policy.evaluate(IDS, ATTENTION, RESPONSE).log_probs, plain)
     again = ActorCritic(LanguageModel(word_model), PolicyConfig(lora_rank=2))
     states = zip(policy.state_dict().values(), again.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in states), "the adapters come from a generator of their own"
+    assert all(torch.equal(a, b) for a, b in states), "adapters and value head come from a generator of their own"
 
 
 def test_every_weight_that_learns_is_in_one_group(word_model: Path):
@@ -73,7 +101,7 @@ def test_every_weight_that_learns_is_in_one_group(word_model: Path):
     listed = [id(p) for group in groups for p in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in policy.parameters() if p.requires_grad)
     assert [group["lr"] for group in groups] == [1e-4, 1e-3]
-    assert len(groups[1]["params"]) == 2
+    assert len(groups[1]["params"]) == 4
 
 
 @pytest.mark.parametrize("layers", [-1, 3])

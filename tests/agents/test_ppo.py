@@ -137,7 +137,7 @@ def test_a_cut_is_bootstrapped_and_an_end_is_not(make_venv: MakeVenv, word_model
     """With λ=1 the return of the last token is its reward, plus V of the final state if and only if it was cut."""
     for length_limit in ("terminate", "truncate"):
         ppo = make_ppo(make_venv(length_limit=length_limit, max_new_tokens=3), word_model, lam=1.0, kl_coef=0.0)
-        torch.nn.init.normal_(ppo.policy.value_head.weight, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.normal_(ppo.policy.value_head.out.weight, generator=torch.Generator().manual_seed(0))
         rollout = ppo.collect()
         batch = ppo.advantages(rollout)
         assert rollout.truncated.any() == (length_limit == "truncate")
@@ -148,6 +148,34 @@ def test_a_cut_is_bootstrapped_and_an_end_is_not(make_venv: MakeVenv, word_model
                 value = ppo.policy.value_head(body[0, -1]).item()
             expected = rollout.rewards[row, length - 1].item() + (value if rollout.truncated[row] else 0.0)
             assert batch.returns[row, length - 1].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_values_start_at_the_mean_return(make_venv: MakeVenv, word_model: Path):
+    """γ = 1/2: a response of n tokens and score r has the returns r·(1, 1/2, …, 1/2^(n−1)) read backwards."""
+    ppo = make_ppo(make_venv(), word_model, gamma=0.5, kl_coef=0.0)
+    rollout = ppo.collect()
+    pairs = zip(rollout.scores.tolist(), rollout.lengths.tolist(), strict=True)
+    returns = [score * 0.5**k for score, length in pairs for k in range(length)]
+    batch = ppo.advantages(rollout)
+    start = sum(returns) / len(returns)
+    assert start > 0
+    torch.testing.assert_close(batch.values, start * rollout.response_mask)
+    ppo.update(batch)
+    bias = ppo.policy.value_head.out.bias.item()
+    ppo.advantages(ppo.collect())
+    assert ppo.policy.value_head.out.bias.item() == bias, "later rollouts leave it to the optimiser"
+
+
+def test_the_critic_explains_what_can_be_known(make_venv: MakeVenv, word_model: Path):
+    """The score follows from the prompt alone, so a critic that reads it can explain nearly all variance."""
+
+    def by_prompt(completions: list[str], *, prompts: list[str], **_: Any) -> list[float]:
+        return [{"a b": 0.2, "c d e": 0.9, "f": 0.5}[prompt] for prompt in prompts]
+
+    settings = {"episodes": 48, "minibatch_size": 16, "micro_batch_size": 16, "lr": 1e-4, "kl_coef": 0.0}
+    history = make_ppo(make_venv(num_envs=16, scorer=by_prompt), word_model, value_lr=3e-3, **settings).train(18)
+    assert history[0]["explained_variance"] == pytest.approx(0, abs=1e-5)
+    assert history[-1]["explained_variance"] > 0.7
 
 
 def test_adaptive_coefficient_follows_the_kl_of_whole_responses(make_venv: MakeVenv, word_model: Path):
@@ -244,7 +272,7 @@ def test_a_copy_task_is_solved(make_venv: MakeVenv, word_model: Path, seed):
     venv = make_venv(num_envs=32, prompts=prompts, scorer=copied, max_new_tokens=3)
     policy = ActorCritic(LanguageModel(word_model))
     config = PPOConfig(episodes=96, epochs=4, minibatch_size=32, micro_batch_size=32, lr=2e-3, kl_coef=0.0)
-    config.entropy_coef = 0.01
+    config.entropy_coef = 0.03
     history = PPO(venv, policy, config, seed=seed, total_updates=40).train(40)
     assert history[0]["score"] < 0.3
     assert history[-1]["score"] > 0.9
