@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from textgen_env.library_cache import LibraryReader
 from textgen_env.slot_attention import SlotStore, UnsupportedModel, read
 from textgen_env.trunk import Trunk, evaluating, split, unwrap, walk
+from textgen_env.wide_products import wide_products
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class PrefixCache:
     def invalidate(self) -> None:
         """Forget everything; the memory is given back."""
         self._store = SlotStore(self.rows)
+        self._copies: dict[int, torch.Tensor] = {}  # weights widened for decoding, see `wide_products.py`
         self._library: LibraryReader | None = None
         self._tokens = np.zeros((self.rows, 0), dtype=np.int64)
         self._held = np.zeros(self.rows, dtype=np.int64)  # tokens of each row whose keys and values are stored
@@ -121,7 +123,7 @@ class PrefixCache:
         if self._tokens.shape[1] < ids.shape[1]:
             self._tokens = np.pad(self._tokens, ((0, 0), (0, ids.shape[1] - self._tokens.shape[1])))
         self._held[rows] = 0  # until the read has succeeded
-        with evaluating(self._inner):
+        with evaluating(self._inner), wide_products(self._inner, self._copies):
             trunk = split(self.model)
             if trunk is not None and self._fast and eligible(self._inner, trunk):
                 columns = np.arange(ids.shape[1])

@@ -15,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from textgen_env.grouped_attention import best_attention
 from textgen_env.sampling import warp_logits
-from textgen_env.trunk import split, unwrap
+from textgen_env.token_log_probs import token_log_probs
+from textgen_env.trunk import Trunk, split, unwrap
+from textgen_env.wide_products import wide_products
 
 TOKENS_PER_CHUNK = 1024  # rows of the head's output that are in memory at a time: 200 MB in float32 at 49k tokens
 
@@ -72,14 +74,15 @@ def response_log_probs(
     tokens = input_ids[wanted]
     hidden, logits_at = states(model, input_ids, attention_mask, before)
 
-    def score(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    warped = (temperature, top_k, top_p) != (1.0, 0, 1.0) or mask is not None
+
+    def score(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         chosen = tokens[index]
         rows = mask if mask is None or mask.dim() == 1 else mask[index]
         logits = logits_at(index)[:, :vocab_size]
-        logits = warp_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, mask=rows, keep=chosen)
-        normaliser = logits.logsumexp(dim=-1)
-        log_probs = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - normaliser
-        return log_probs, _entropy(logits, normaliser) if with_entropy else log_probs.detach()
+        if warped:
+            logits = warp_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, mask=rows, keep=chosen)
+        return token_log_probs(logits, chosen, with_entropy=with_entropy)
 
     recompute = (
         torch.is_grad_enabled() and len(tokens) > TOKENS_PER_CHUNK
@@ -87,7 +90,7 @@ def response_log_probs(
     chunks = torch.arange(len(tokens), device=tokens.device).split(TOKENS_PER_CHUNK)
     parts = [checkpoint(score, chunk, use_reentrant=False) if recompute else score(chunk) for chunk in chunks]
     log_probs = torch.cat([part[0] for part in parts])
-    entropy = torch.cat([part[1] for part in parts]) if with_entropy else None
+    entropy = torch.cat([part[1] for part in parts if part[1] is not None]) if with_entropy else None
     return ResponseScores(log_probs, entropy, hidden)
 
 
@@ -97,19 +100,18 @@ def states(
     """Hidden states (N, d) where `where` is True, and a function from indices into them to their logits."""
     inner, trunk = unwrap(model), split(model)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    with best_attention(inner, input_ids.shape[1]):
+    with best_attention(inner, input_ids.shape[1]), wide_products(inner):
         if trunk is not None:
             hidden = trunk.body(**inputs).last_hidden_state[where]
-            return hidden, lambda index: trunk.head(hidden[index])
+            return hidden, lambda index: _logits(inner, trunk, hidden[index])
         output = inner(**inputs, output_hidden_states=True)  # an unknown head: the model's own logits, all of them
     logits = output.logits[where]
     return output.hidden_states[-1][where], lambda index: logits[index]
 
 
-def _entropy(logits: torch.Tensor, normaliser: torch.Tensor) -> torch.Tensor:
-    """H = log Z - Σ p·logit; excluded tokens (-inf) contribute 0, not 0·inf."""
-    probs = (logits - normaliser.unsqueeze(-1)).exp()
-    return normaliser - (probs * logits.masked_fill(logits == -torch.inf, 0.0)).sum(dim=-1)
+def _logits(inner: nn.Module, trunk: Trunk, hidden: torch.Tensor) -> torch.Tensor:
+    with wide_products(inner):
+        return trunk.head(hidden)
 
 
 def _check_batch(input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor) -> None:
