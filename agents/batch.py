@@ -1,12 +1,12 @@
 """A scored rollout: what an update treats as constant, and the metrics that describe it.
 
-What lives here: `Batch`, `describe` (docs/metrics.md explains each number), `mean_return` and `to_grid`. What does
-not: how the numbers came about (``rollout.py``, ``ppo.py``).
+What lives here: `Batch`, `describe` (docs/metrics.md explains each number), `mean_return`, and which trajectories share
+a forward pass or an optimiser step. What does not: how the numbers came about (``rollout.py``, ``old_policy.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -71,3 +71,18 @@ def to_grid(rollout: Rollout, packs: Sequence[Tensor], parts: Sequence[Tensor]) 
         mask = rollout.response_mask[rows].bool()
         grid[rows] = torch.zeros(mask.shape, device=grid.device).masked_scatter(mask, part)
     return grid
+
+
+def similar_lengths(rollout: Rollout, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Row numbers in packs of ``size``, of similar length so that little is padding; rows of one length shuffled."""
+    order = torch.randperm(len(rollout.texts), generator=generator).to(rollout.input_ids.device)
+    lengths = rollout.attention_mask.sum(dim=1)[order]
+    return list(order[lengths.argsort(stable=True)].split(size))
+
+
+def minibatches(packs: list[Tensor], size: int, epochs: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
+    """The packs of each optimiser step, ``size`` of them, shuffled anew in each of the epochs."""
+    for _ in range(epochs):
+        order = torch.randperm(len(packs), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            yield [packs[i] for i in order[start : start + size]]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from textgen_env.adapters import trainable
 from textgen_env.language_model import LanguageModel
-from textgen_env.scoring import response_log_probs
+from textgen_env.scoring import hidden_states, response_log_probs
 from textgen_env.trunk import unwrap, without_progress_bars
 
 
@@ -144,13 +144,15 @@ class ActorCritic(nn.Module):
             vocab_size=self.language_model.vocab_size,
             **sampling,
         )
-        hidden = scores.hidden
-        if self.critic is not None:
-            before = response_mask.bool().roll(-1, dims=1)  # column 0 is never a response, so nothing wraps round
-            hidden = self.critic(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[
-                before
-            ]
+        batch = (input_ids, attention_mask, response_mask)
+        hidden = scores.hidden if self.critic is None else self.critic_states(*batch)
         return Evaluation(scores.log_probs, self.value_head(hidden), scores.entropy)
+
+    def critic_states(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
+        """(N, d) last hidden states of a separate critic at the states before the response tokens; (B, T) ×3."""
+        assert self.critic is not None
+        before = response_mask.bool().roll(-1, dims=1)  # column 0 is never a response, so nothing wraps round
+        return hidden_states(self.critic, input_ids, attention_mask)[before]
 
     @torch.no_grad()
     def final_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,8 +29,8 @@ from tyro.conf import OmitArgPrefixes
 
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, k1
 
-from .advantages import gae, masked_mean, masked_whiten
-from .batch import Batch, describe, mean_return, to_grid
+from .advantages import gae, masked_whiten
+from .batch import Batch, describe, mean_return, minibatches, similar_lengths, to_grid
 from .losses import (
     approx_kl,
     clip_fraction,
@@ -40,6 +41,7 @@ from .losses import (
     language_model_loss,
     log_ratio,
 )
+from .old_policy import sampled, scored
 from .optim import MasterAdamW, lr_factor
 from .policy import ActorCritic, Evaluation, frozen_scorer
 from .ppo_config import PPOConfig
@@ -115,6 +117,7 @@ class PPO:
             self.config.episodes,
             generator=self.sampler,
             temperature=self.temperature,
+            with_states=self.config.old_log_probs == "sampled" and self.policy.critic is None,
             **self.sampling,
         )
         self._check("reward", rollout.rewards)
@@ -125,38 +128,28 @@ class PPO:
         """Score a rollout: old log-probs and values, the KL to the reference, rewards with it, advantages, returns."""
         cfg, mask = self.config, rollout.response_mask
         self.policy.value_head.start_at(mean_return(rollout, cfg.gamma))
-        packs = self._packs(rollout)
-        columns: dict[str, list[Tensor]] = defaultdict(list)
-        for rows in packs:
-            old = self._evaluate(rollout, rows, with_entropy=True)
-            columns["log_prob"].append(old.log_probs)
-            columns["value"].append(old.values)
-            columns["entropy"].append(old.entropy)  # type: ignore[arg-type]
-            if self.reference is not None:
-                # top-k and top-p shape the policy alone: a token outside the reference's nucleus would cost infinite KL
-                sampling = {"temperature": self.temperature, "mask": rollout.masks(rows)}
-                columns["ref_log_prob"].append(self.reference(*rollout.rows(rows), **sampling))
-        grids = {name: to_grid(rollout, packs, parts) for name, parts in columns.items()}
-        log_probs, values, ref = grids["log_prob"], grids["value"], grids.get("ref_log_prob")
+        packs = similar_lengths(rollout, cfg.micro_batch_size, self.shuffler)
+        if cfg.old_log_probs == "sampled":
+            old = sampled(rollout, packs, self.policy)
+        else:
+            old = scored(rollout, packs, partial(self._evaluate, rollout, with_entropy=True))
+        ref = None
+        if self.reference is not None:
+            ref = to_grid(rollout, packs, [self._reference_log_probs(rollout, rows) for rows in packs])
         rewards = rollout.rewards
         if ref is not None and cfg.kl_in == "reward":
-            rewards = rewards - self.kl.value * k1(log_probs, ref)
-        advantages, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam, self._bootstrap(rollout))
-        batch = Batch(rollout, packs, log_probs, values, ref, rewards, advantages, returns)
-        batch.metrics = {
-            **describe(batch),
-            "entropy": float(masked_mean(grids["entropy"], mask)),
-            "kl_coef": self.kl.value,
-        }
+            rewards = rewards - self.kl.value * k1(old.log_probs, ref)
+        advantages, returns = gae(rewards, old.values, mask, cfg.gamma, cfg.lam, self._bootstrap(rollout))
+        batch = Batch(rollout, packs, old.log_probs, old.values, ref, rewards, advantages, returns)
+        batch.metrics = {**describe(batch), "entropy": old.entropy, "kl_coef": self.kl.value}
         if cfg.whiten:
             batch.advantages = masked_whiten(advantages, mask)
         return batch
 
-    def _packs(self, rollout: Rollout) -> list[Tensor]:
-        """Rows of similar length together, so that little is padding; rows of one length in random order."""
-        order = torch.randperm(len(rollout.texts), generator=self.shuffler).to(rollout.input_ids.device)
-        lengths = rollout.attention_mask.sum(dim=1)[order]
-        return list(order[lengths.argsort(stable=True)].split(self.config.micro_batch_size))
+    def _reference_log_probs(self, rollout: Rollout, rows: Tensor) -> Tensor:
+        """Top-k and top-p shape the policy alone: a token outside the reference's nucleus would cost infinite KL."""
+        assert self.reference is not None
+        return self.reference(*rollout.rows(rows), temperature=self.temperature, mask=rollout.masks(rows))
 
     def _bootstrap(self, rollout: Rollout) -> Tensor:
         """(B,) V of the last state where a trajectory was cut, 0 where it ended: an end has no future, a cut has."""
@@ -182,7 +175,8 @@ class PPO:
         cfg, log = self.config, defaultdict(list)
         factor = lr_factor(self.updates, self.total_updates, cfg.warmup_updates, cfg.lr_decay)
         stopped = False
-        for minibatch in self._minibatches(batch.packs):
+        packs_per_step = cfg.minibatch_size // cfg.micro_batch_size
+        for minibatch in minibatches(batch.packs, packs_per_step, cfg.epochs, self.shuffler):
             stats = self._gradient(batch, minibatch)
             for name, value in stats.items():
                 log[name].append(value)
@@ -204,13 +198,6 @@ class PPO:
             "optimizer_steps": float(len(log["grad_norm"])),
             "lr": cfg.lr * factor,
         }
-
-    def _minibatches(self, packs: list[Tensor]) -> Iterator[list[Tensor]]:
-        per_step = self.config.minibatch_size // self.config.micro_batch_size
-        for _ in range(self.config.epochs):
-            order = torch.randperm(len(packs), generator=self.shuffler).tolist()
-            for start in range(0, len(order), per_step):
-                yield [packs[i] for i in order[start : start + per_step]]
 
     def _gradient(self, batch: Batch, minibatch: list[Tensor]) -> dict[str, float]:
         """Accumulate the gradient of the mean loss over all tokens of a minibatch."""

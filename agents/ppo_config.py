@@ -55,6 +55,9 @@ class PPOConfig:
     """Responses over which an adaptive β can change by about 20 %."""
     target_kl: float | None = None
     """Stop the update before a step once the policy has moved this many nats per token from the start of the update."""
+    old_log_probs: Literal["scored", "sampled"] = "scored"
+    """Old log-probs and values from a teacher-forced pass of their own, equal to those of the update to the last bit,
+    or from decoding, equal up to rounding (1e-5 in float32, 1e-2 in bfloat16), which saves that pass."""
     top_k: int = 0
     """Sample among the k likeliest tokens; 0 for all. Scored log-probs are of the same distribution."""
     top_p: float = 1.0
@@ -70,5 +73,7 @@ class PPOConfig:
             raise ValueError(
                 f"micro_batch_size={self.micro_batch_size} must divide minibatch_size={self.minibatch_size}"
             )
+        if self.old_log_probs not in ("scored", "sampled"):
+            raise ValueError(f'old_log_probs={self.old_log_probs!r} is not one of "scored", "sampled"')
         if self.kl_in not in ("reward", "loss"):
             raise ValueError(f'kl_in={self.kl_in!r} is not one of "reward", "loss"')

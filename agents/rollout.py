@@ -32,7 +32,7 @@ class Rollout:
     attention_mask: Tensor  # (B, T) int64, 1 on prompt and response
     response_mask: Tensor  # (B, T) int64, 1 on the tokens the agent wrote: everything per token is told there
     rewards: Tensor  # (B, T) float32, as the environment paid them; no KL part
-    sampled_log_probs: Tensor  # (B, T) float32, at sampling time; for diagnosis, not for ratios
+    sampled_log_probs: Tensor  # (B, T) float32, at sampling time
     terminated: Tensor  # (B,) bool
     truncated: Tensor  # (B,) bool
     scores: Tensor  # (B,) float32, the scorer's value of the whole response
@@ -40,6 +40,7 @@ class Rollout:
     texts: list[str]
     finish_reasons: list[str]
     action_masks: ActionMasks | None  # of the N response tokens in row-major order; None when all was allowed
+    states: Tensor | None = None  # (N, d) last hidden states the tokens were sampled from, same order; if asked for
 
     @property
     def lengths(self) -> Tensor:
@@ -69,12 +70,18 @@ class Rollout:
 
 
 class _Recorder:
-    """What happened in each of B episodes, gathered step by step."""
+    """What happened in each of B episodes, gathered step by step.
+
+    Each step adds one entry per playing slot to every list; sorted by episode at the end, they lie trajectory after
+    trajectory, each in the order of its steps: row-major, as everything per token.
+    """
 
     def __init__(self, episodes: int, vocab_size: int) -> None:
-        self.rewards: list[list[float]] = [[] for _ in range(episodes)]
-        self.log_probs: list[list[float]] = [[] for _ in range(episodes)]
-        self.masks: list[list[int]] = [[] for _ in range(episodes)]  # numbers in the table
+        self.episodes: list[NDArray[np.int64]] = []
+        self.rewards: list[NDArray[np.float64]] = []
+        self.log_probs: list[Tensor] = []
+        self.masks: list[list[int]] = []  # numbers in the table
+        self.states: list[Tensor] = []
         self.table = MaskTable(vocab_size)
         self.final: list[dict[str, Any]] = [{} for _ in range(episodes)]
 
@@ -86,23 +93,25 @@ class _Recorder:
             torch.from_numpy(np.stack([f[key][:width] for f in final]).astype(np.int64))
             for key in ("input_ids", "attention_mask", "response_mask")
         )
-        per_token = [
-            torch.zeros(response.shape).masked_scatter(response.bool(), torch.tensor([x for xs in lists for x in xs]))
-            for lists in (self.rewards, self.log_probs)
-        ]
+        order = torch.from_numpy(np.concatenate(self.episodes).argsort(kind="stable"))
+
+        def grid(per_token: Tensor) -> Tensor:
+            return torch.zeros(response.shape).masked_scatter(response.bool(), per_token[order])
+
         return Rollout(
             input_ids=ids,
             attention_mask=attention,
             response_mask=response,
-            rewards=per_token[0],
-            sampled_log_probs=per_token[1],
+            rewards=grid(torch.from_numpy(np.concatenate(self.rewards)).float()),
+            sampled_log_probs=grid(torch.cat(self.log_probs).cpu()),
             terminated=torch.tensor([bool(f["terminated"]) for f in final]),
             truncated=torch.tensor([bool(f["truncated"]) for f in final]),
             scores=torch.tensor([float(f["score"]) for f in final]),
             prompts=[str(f["prompt"]) for f in final],
             texts=[str(f["text"]) for f in final],
             finish_reasons=[str(getattr(f["finish_reason"], "value", f["finish_reason"])) for f in final],
-            action_masks=self.table.action_masks([number for numbers in self.masks for number in numbers]),
+            action_masks=self.table.action_masks(np.concatenate(self.masks)[order].tolist()),
+            states=torch.cat(self.states)[order.to(self.states[0].device)] if self.states else None,
         )
 
 
@@ -118,6 +127,7 @@ def collect(
     top_p: float = 1.0,
     greedy: bool = False,
     prompts: Sequence[str | Mapping[str, Any] | int] | None = None,
+    with_states: bool = False,
 ) -> Rollout:
     """Play exactly ``episodes`` whole trajectories: a slot that has ended takes the next one, the last ones rest.
 
@@ -129,6 +139,7 @@ def collect(
         temperature, top_k, top_p: how the next token is drawn; the environment's action masks apply as well.
         greedy: take the likeliest token instead.
         prompts: B prompts to play (anything ``reset(options={"prompt": …})`` takes); None lets the environment draw.
+        with_states: also keep the hidden states, (N, d).
 
     Returns:
         The trajectories in the order in which they were started.
@@ -148,18 +159,19 @@ def collect(
         allowed = _action_masks(env, active)
         lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)[active]
         ids = observation["input_ids"][active, : lengths.max()]
-        logits = cache.next_logits(ids, lengths, rows=active)
+        logits, states = cache.next_logits_and_hidden(ids, lengths, rows=active)
         mask = None if allowed is None else torch.from_numpy(allowed)
         logits = warp_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, mask=mask)
         tokens, log_probs = _greedy(logits) if greedy else sample(logits, generator)
         actions = np.full(slots, REST, dtype=np.int64)
         actions[active] = tokens.cpu().numpy()
         observation, rewards, terminated, truncated, info = venv.step(actions)
-        masks = [0] * len(active) if allowed is None else recorder.table.number(allowed)
-        for k, slot in enumerate(active):
-            recorder.rewards[episode[slot]].append(float(rewards[slot]))
-            recorder.log_probs[episode[slot]].append(float(log_probs[k]))
-            recorder.masks[episode[slot]].append(masks[k])
+        recorder.episodes.append(episode[active])
+        recorder.rewards.append(rewards[active])
+        recorder.log_probs.append(log_probs)
+        recorder.masks.append([0] * len(active) if allowed is None else recorder.table.number(allowed))
+        if with_states:
+            recorder.states.append(states)
         ended = active[(terminated | truncated)[active]]
         for slot in ended:
             recorder.final[episode[slot]] = {

@@ -55,6 +55,8 @@ class TrainingSettings:
     """Trajectories per forward and backward pass."""
     critic: Literal["small", "full"] = "small"
     """What a library gets that needs a model of its own as critic: an embedding table, or one of the policy's size."""
+    old_log_probs: Literal["sampled", "scored"] = "sampled"
+    """Where ours takes old log-probs from: decoding, as TRL's PPO does, or a teacher-forced pass of their own."""
     threads: int = 0
     """Threads of torch; 0 leaves its choice."""
     out: Path | None = None
@@ -134,6 +136,7 @@ def _flags(settings: TrainingSettings, dtype: str, epochs: int) -> list[str]:
         "new-tokens": settings.new_tokens,
         "micro-batch": settings.micro_batch,
         "critic": settings.critic,
+        "old-log-probs": settings.old_log_probs,
         "threads": settings.threads,
     }
     return [part for name, value in flags.items() for part in (f"--{name}", str(value))]

@@ -7,7 +7,7 @@ caching and loading live elsewhere (`sampling.py`, `prefix_cache.py`, `language_
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -99,14 +99,24 @@ def states(
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     """Hidden states (N, d) where `where` is True, and a function from indices into them to their logits."""
     inner, trunk = unwrap(model), split(model)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    with best_attention(inner, input_ids.shape[1]), wide_products(inner):
-        if trunk is not None:
-            hidden = trunk.body(**inputs).last_hidden_state[where]
-            return hidden, lambda index: _logits(inner, trunk, hidden[index])
-        output = inner(**inputs, output_hidden_states=True)  # an unknown head: the model's own logits, all of them
+    if trunk is not None:
+        hidden = hidden_states(trunk.body, input_ids, attention_mask)[where]
+        return hidden, lambda index: _logits(inner, trunk, hidden[index])
+    # an unknown head: the model's own logits, all of them
+    output = _run(inner, input_ids, attention_mask, output_hidden_states=True)
     logits = output.logits[where]
     return output.hidden_states[-1][where], lambda index: logits[index]
+
+
+def hidden_states(body: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Last hidden states (B, T, d) of a model without its head, in the fastest way that is known; with gradient."""
+    states: torch.Tensor = _run(body, input_ids, attention_mask).last_hidden_state
+    return states
+
+
+def _run(module: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
+    with best_attention(module, input_ids.shape[1]), wide_products(module):
+        return module(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options)
 
 
 def _logits(inner: nn.Module, trunk: Trunk, hidden: torch.Tensor) -> torch.Tensor:

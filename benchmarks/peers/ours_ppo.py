@@ -1,7 +1,7 @@
 """textgen_env's own PPO on the common work.
 
-Old log-probs and values come from a teacher-forced pass of their own before the update, one value head reads the
-policy's last hidden state, moments and master weights are fp32 even when the weights are bf16. Responses never end
+Old log-probs and values come from decoding (or, with ``--old-log-probs scored``, from a teacher-forced pass of their own
+before the update), the value head reads the policy's last hidden state, moments and master weights are fp32 even when the weights are bf16. Responses never end
 early because the model is told that it has no EOS, as in the other programs.
 
     python -m benchmarks.peers.ours_ppo --model FOLDER
@@ -47,6 +47,7 @@ def make_trainer(work: Work) -> PPO:
         lr=LEARNING_RATE,
         value_lr=LEARNING_RATE,
         kl_coef=KL_COEF,
+        old_log_probs=work.old_log_probs,  # type: ignore[arg-type]
     )
     return PPO(venv, ActorCritic(language_model), config)
 

@@ -59,6 +59,7 @@ class Work:
     new_tokens: int = 32
     micro_batch: int = 16  # trajectories per forward and backward pass; gradients accumulate over all completions
     critic: str = "small"  # only where the library needs a model for it: "small", or "full", one of the policy's size
+    old_log_probs: str = "sampled"  # ours: from decoding, as TRL's PPO takes them, or "scored" in a pass of their own
     threads: int = 0  # of torch; 0 leaves its choice
 
     @property
@@ -131,6 +132,7 @@ def parse(peer: str) -> tuple[Work, Meter]:
     for name in ("epochs", "completions", "new_tokens", "micro_batch", "threads"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Work, name))
     parser.add_argument("--critic", choices=("small", "full"), default=Work.critic)
+    parser.add_argument("--old-log-probs", choices=("sampled", "scored"), default=Work.old_log_probs)
     parser.add_argument("--iterations", type=int, default=3, help="after the one that warms up")
     parser.add_argument("--on-request", action="store_true", help="wait for a line on standard input before each")
     given = vars(parser.parse_args())
