@@ -84,7 +84,7 @@ def test_features_of_the_final_observation_in_same_step_mode(arguments: dict[str
     assert observations[1, -1] == 1  # a new episode
 
 
-def test_candidates_are_described_by_probability_and_embedding(arguments: dict[str, Any]) -> None:
+def test_candidates_are_described_by_log_probability_and_embedding(arguments: dict[str, Any]) -> None:
     """Of 4 allowed tokens, 5 candidates: the last place stays empty; at the end all do."""
     allowed, temperature = [70, 80, 90, 100], 0.7
     banned = [token for token in range(VOCAB) if token not in allowed]
@@ -92,17 +92,18 @@ def test_candidates_are_described_by_probability_and_embedding(arguments: dict[s
     env = LMFeatures(inner, candidates=K)
     assert env.observation_space.shape == (33 * (1 + K),)
     observation, _ = env.reset(seed=0)
-    embeddings = plain_model(arguments["reference"]).get_output_embeddings().weight.detach().numpy()
+    embeddings = plain_model(arguments["reference"]).get_output_embeddings().weight.detach().numpy()[:VOCAB]
+    embeddings = embeddings - embeddings.mean(axis=0)
+    embeddings /= embeddings.std()
     for token in (90, 70):
         logits, hidden = forward(arguments["reference"], tokens(inner.engine.prefixes.observation(0)))
         np.testing.assert_allclose(observation[:32], hidden, atol=1e-4)
         order = sorted(allowed, key=lambda candidate: -logits[candidate])
         weights = np.exp(logits[order] / temperature)
         described = observation[33:].reshape(K, 33)
-        np.testing.assert_allclose(described[:4, 0], weights / weights.sum(), atol=1e-5)
-        rows = embeddings[order]
-        np.testing.assert_allclose(described[:4, 1:], rows / np.sqrt((rows**2).mean(1, keepdims=True)), rtol=1e-3)
-        assert not described[4].any()
+        np.testing.assert_allclose(described[:4, 0], np.log(weights / weights.sum()), atol=1e-4)
+        np.testing.assert_allclose(described[:4, 1:], embeddings[order], atol=1e-4)
+        assert described[4].tolist() == [-20] + [0] * 32
         observation = env.step(token)[0]
     assert not observation[33:].any()
     assert observation[:32].any()

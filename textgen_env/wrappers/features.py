@@ -5,6 +5,7 @@ Actions are `top_k.py`'s affair.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from textgen_env.engine import Engine
 from textgen_env.wrappers.top_k import rank
 
+LEAST_LOG_PROB = -20.0  # networks take no −inf
+
 
 class LMFeatures(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
     """Observe the last hidden state of the reference model, and how much of the budget is left.
@@ -26,10 +29,10 @@ class LMFeatures(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
     `Box` float32 (d + 1,): the d numbers from which the reference model would read its next token, then the share of
     `max_new_tokens` that is left, from 1 to 0. The state is Markov as far as the model itself remembers the prefix.
 
-    With `candidates=k`, (d + 1)·k more, d + 1 for each action of `TopKActions(k)` in their order: the probability of
-    its token among the k, and the token's output embedding, scaled to a mean square of 1. A network that must value the
-    actions, as DQN's does, would else have to work out from the hidden state alone which tokens the ranks stand for.
-    All of them are 0 for a rank that is masked, and when the episode has ended.
+    With `candidates=k`, (d + 1)·k more, d + 1 for each action of `TopKActions(k)` in their order: log-probability of
+    its token among the k (at least −20), and the token's output embedding, centred and scaled over the vocabulary. A
+    network that must value the actions, as DQN's does, would else have to work out from the hidden state alone which
+    tokens the ranks stand for. A masked rank has −20 and the embedding 0; all are 0 when the episode has ended.
 
     A step costs one decode step of the reference; a KL penalty or `TopKActions` shares it.
 
@@ -45,13 +48,13 @@ class LMFeatures(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
     def __init__(self, env: gym.Env, candidates: int = 0) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, candidates=candidates)
         gym.ObservationWrapper.__init__(self, env)
-        self.candidates, self.observation_space = candidates, feature_space(env, candidates)
+        self.observation_space = feature_space(env, candidates)
+        self.candidates = Candidates(env, candidates)
 
     def observation(self, observation: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """(L,) tokens to features."""
         batch, row = {key: value[None] for key, value in observation.items()}, np.zeros(1, dtype=np.int64)
-        parts = features(self.env, batch, row), describe(self.env, row, self.candidates)
-        return np.concatenate(parts, axis=1)[0]
+        return np.concatenate([features(self.env, batch, row), self.candidates(row)], axis=1)[0]
 
 
 class VectorLMFeatures(VectorWrapper):
@@ -64,7 +67,8 @@ class VectorLMFeatures(VectorWrapper):
 
     def __init__(self, env: VectorEnv, candidates: int = 0) -> None:
         super().__init__(env)
-        self.candidates, self.single_observation_space = candidates, feature_space(env, candidates)
+        self.single_observation_space = feature_space(env, candidates)
+        self.candidates = Candidates(env, candidates)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -87,9 +91,7 @@ class VectorLMFeatures(VectorWrapper):
 
     def _features(self, observations: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         rows = np.arange(self.num_envs)
-        return np.concatenate(
-            [features(self.env, observations, rows), describe(self.env, rows, self.candidates)], axis=1
-        )
+        return np.concatenate([features(self.env, observations, rows), self.candidates(rows)], axis=1)
 
 
 def feature_space(env: Any, candidates: int) -> spaces.Box:
@@ -119,18 +121,39 @@ def features(env: Any, observations: dict[str, NDArray[Any]], rows: NDArray[np.i
     return np.concatenate([hidden, left[:, None]], axis=1, dtype=np.float32)
 
 
-def describe(env: Any, rows: NDArray[np.int64], k: int) -> NDArray[np.float32]:
-    """What the k likeliest tokens of the given slots are, (m, (d + 1)·k); see `LMFeatures`."""
-    engine: Engine = env.unwrapped.engine
-    playing = engine.playing[rows]
-    if not k:
-        return np.zeros((len(rows), 0), dtype=np.float32)
-    head = env.unwrapped.reference.model.get_output_embeddings().weight.detach()
-    described = np.zeros((len(rows), k, 1 + head.shape[1]), dtype=np.float32)
-    if playing.any():
-        choices = rank(engine, rows[playing], k)
-        embeddings = head[torch.from_numpy(choices.tokens).to(head.device)].float()  # (m, k, d)
-        embeddings = torch.nn.functional.rms_norm(embeddings, head.shape[1:])
-        described[playing, :, 0] = np.exp(choices.log_probs)
-        described[playing, :, 1:] = embeddings.cpu().numpy() * choices.masks[..., None]
-    return described.reshape(len(rows), -1)
+class Candidates:
+    """Describes the k likeliest tokens of slots; see `LMFeatures`.
+
+    Args:
+        env: an environment of this package.
+        k: how many; 0 describes none.
+    """
+
+    def __init__(self, env: Any, k: int) -> None:
+        self.env, self.k = env, k
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(m, (d + 1)·k) of m slots."""
+        if not self.k:
+            return np.zeros((len(rows), 0), dtype=np.float32)
+        engine: Engine = self.env.unwrapped.engine
+        centre, scale = self._scaling
+        described = np.zeros((len(rows), self.k, 1 + len(centre)), dtype=np.float32)
+        if (playing := engine.playing[rows]).any():
+            choices = rank(engine, rows[playing], self.k)
+            embeddings = (self._embeddings()[torch.from_numpy(choices.tokens).to(centre.device)] - centre) / scale
+            described[playing, :, 0] = np.maximum(choices.log_probs, LEAST_LOG_PROB)
+            described[playing, :, 1:] = embeddings.cpu().numpy() * choices.masks[..., None]
+        return described.reshape(len(rows), -1)
+
+    def _embeddings(self) -> torch.Tensor:
+        """(V, d): a row of the output head for each token."""
+        model = self.env.unwrapped.reference.model
+        return model.get_output_embeddings().weight.detach()[: self.env.unwrapped.reference.vocab_size]
+
+    @cached_property
+    def _scaling(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean (d,) of the vocabulary's embeddings, and the one standard deviation around it."""
+        embeddings = self._embeddings().float()
+        centre = embeddings.mean(dim=0)
+        return centre, (embeddings - centre).square().mean().sqrt()
