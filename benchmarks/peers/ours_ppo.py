@@ -1,8 +1,8 @@
 """textgen_env's own PPO on the common work.
 
-Old log-probs and values come from decoding (or, with ``--old-log-probs scored``, from a teacher-forced pass of their own
-before the update), the value head reads the policy's last hidden state, moments and master weights are fp32 even when the weights are bf16. Responses never end
-early because the model is told that it has no EOS, as in the other programs.
+Old log-probs and values come from decoding or, with ``--old-log-probs scored``, from a teacher-forced pass of their own
+before the update. The value head reads the policy's last hidden state; moments and master weights are fp32 even when
+the weights are bf16. Responses never end early because the model is told that it has no EOS, as in the other programs.
 
     python -m benchmarks.peers.ours_ppo --model FOLDER
 """
