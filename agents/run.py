@@ -226,13 +226,17 @@ class Run:
         self.console.print(f"saved in {self.folder}: last/ and best/ (transformers format), plot.png, metrics.jsonl")
 
 
-def open_folder(settings: RunSettings) -> Path:
+def open_folder(settings: RunSettings, prefix: str = "") -> Path:
     """The run's folder, new or, to resume, the old one; ``settings.json`` in it tells them apart.
+
+    Args:
+        settings: of the run.
+        prefix: of its name, if ``settings`` leave that open.
 
     Raises:
         FileExistsError, ValueError: see `Run`.
     """
-    name = f"runs/{settings.env.split('/')[-1]}-seed{settings.seed}"
+    name = f"runs/{prefix}{settings.env.split('/')[-1]}-seed{settings.seed}"
     folder, number = Path(settings.output or name), 1
     while settings.output is None and not settings.resume and folder.exists():
         number += 1

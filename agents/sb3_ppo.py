@@ -3,12 +3,17 @@
 What lives here: the settings, the mapping of them onto SB3, and the door of the command line
 (``python -m textgen_env.agents.sb3_ppo``). What does not: the policy, the buffer and the KL penalty, which are
 `textgen_env.integrations.sb3`; judging and reporting (``evaluate.py``, ``report.py``), which are the native trainer's.
+
+A run that was stopped goes on with ``--resume`` from SB3's own ``model.zip``: weights, optimiser, learning rate and
+adaptive β as they were. SB3 saves neither random generators nor responses in flight, so that its samples, and with them
+its numbers, differ from those of a run that was never stopped; the native trainer's do not.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,16 +30,17 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, KLPenaltyCallback, LMActorCriticPolicy, SB3VecEnv
-from textgen_env.kl import AdaptiveKLCoefficient
+from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, KLCoefficient
 from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import ResponseScores, response_log_probs
 from textgen_env.trunk import without_progress_bars
 
+from .checkpoint import replace_file
 from .evaluate import Evaluation, evaluate
 from .metrics import MetricsLog, read_metrics
 from .policy import ActorCritic, frozen_scorer
 from .report import answers_table, before_after_table, plot
-from .run import TaskSettings, make_environments, progress_bar
+from .run import TaskSettings, make_environments, open_folder, progress_bar
 
 
 @dataclass
@@ -79,6 +85,10 @@ class SB3Settings(TaskSettings):
     """Prompts held out for evaluation; never trained on unless there are too few."""
     output: str | None = None
     """The run's folder; default: runs/sb3-<task>-seed<seed>, with a number behind it if that exists."""
+    save_every: int = 10
+    """Updates between savings of ``model.zip``."""
+    resume: bool = False
+    """Go on from the model.zip in the output folder."""
     seed: int = 1
     """Given to SB3, which seeds the global generators of torch, numpy and random."""
     dtype: str = "float32"
@@ -99,7 +109,7 @@ class Judged:
 
 
 class Watch(BaseCallback):
-    """Shows and writes what each rollout brought. Comes after `KLPenaltyCallback`, whose numbers it reads."""
+    """Shows and writes what each rollout brought; saves. Comes after `KLPenaltyCallback`, whose numbers it reads."""
 
     NAMES = {
         "rollout/score": "score",
@@ -110,13 +120,18 @@ class Watch(BaseCallback):
         "kl/coef": "kl_coef",
     }
 
-    def __init__(self, log: MetricsLog, progress: Progress, updates: int) -> None:
+    def __init__(self, settings: SB3Settings, folder: Path, log: MetricsLog, progress: Progress, done: int) -> None:
         super().__init__()
-        self.log, self.progress, self.task = log, progress, progress.add_task("", total=updates, live="")
-        self.updates, self.since = 0, time.perf_counter()
+        self.log, self.progress, self.folder, self.save_every = log, progress, folder, settings.save_every
+        self.task = progress.add_task("", total=settings.updates, completed=done, live="")
+        self.first, self.updates, self.since = done, done, time.perf_counter()
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_rollout_start(self) -> None:  # the update before it is complete
+        if self.updates > self.first and self.updates % self.save_every == 0:
+            save_model(self.folder, cast(PPO, self.model))
 
     def _on_rollout_end(self) -> None:
         now, self.updates = time.perf_counter(), self.updates + 1
@@ -166,29 +181,48 @@ def run(settings: SB3Settings, console: Console | None = None) -> tuple[Evaluati
 
     The folder then holds ``settings.json``, ``metrics.jsonl``, ``tensorboard/``, ``before.json``, ``after.json``,
     ``plot.png``, ``model.zip`` (SB3's `PPO.load`) and ``last/`` (transformers format).
+
+    Raises:
+        FileExistsError: the output folder holds a run and ``resume`` is off.
+        ValueError: it holds a run with other settings.
     """
-    console, folder = console or Console(), make_folder(settings)
-    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
+    console, folder = console or Console(), open_folder(cast(Any, settings), prefix="sb3-")
     disabled, held_out = make_environments(settings)
     venv = same_step(disabled)
-    model = make_model(settings, venv)
+    model, done = load_or_make(settings, folder, venv)
     policy = cast(
         ActorCritic, Judged(cast(LMActorCriticPolicy, model.policy), cast(Any, venv).language_model.tokenizer)
     )
     env = cast(Any, held_out.unwrapped)
     reference = frozen_scorer(env.reference.model, env.reference.vocab_size)
-    before = evaluate(held_out, policy, reference)
-    beta: Any = settings.kl_coef
-    if settings.kl_target is not None:
-        beta = AdaptiveKLCoefficient(settings.kl_coef, settings.kl_target)
-    with MetricsLog(folder) as log, progress_bar(console) as progress:
-        callbacks = [KLPenaltyCallback(beta), Watch(log, progress, settings.updates)]
-        model.learn(settings.updates * settings.n_steps * settings.num_envs, callback=callbacks)
+    if not done:
+        replace_file(folder / "before.json", json.dumps(asdict(evaluate(held_out, policy, reference)), indent=1))
+    before = Evaluation(**json.loads((folder / "before.json").read_text(encoding="utf-8")))
+    with MetricsLog(folder, after=done) as log, progress_bar(console) as progress:
+        callbacks = [
+            KLPenaltyCallback(cast(Any, model).kl_coefficient),
+            Watch(settings, folder, log, progress, done),
+        ]
+        left = (settings.updates - done) * settings.n_steps * settings.num_envs
+        model.learn(left, callback=callbacks, reset_num_timesteps=not done)
     after = evaluate(held_out, policy, reference)
-    save(folder, model, policy.language_model, before, after)
+    save(folder, model, policy.language_model, after)
     console.print(before_after_table(before, after), answers_table(before, after))
     console.print(f"saved in {folder}: model.zip (PPO.load), last/ (transformers format), plot.png, metrics.jsonl")
     return before, after
+
+
+def load_or_make(settings: SB3Settings, folder: Path, venv: VectorEnv) -> tuple[PPO, int]:
+    """The model, and how many updates it has done: 0, or those of the model.zip in the folder."""
+    if (folder / "model.zip").is_file():
+        model = PPO.load(folder / "model", env=SB3VecEnv(venv), device=settings.device)
+        return model, model.num_timesteps // (settings.n_steps * settings.num_envs)
+    beta: KLCoefficient = FixedKLCoefficient(settings.kl_coef)
+    if settings.kl_target is not None:
+        beta = AdaptiveKLCoefficient(settings.kl_coef, settings.kl_target)
+    model = make_model(settings, venv)
+    cast(Any, model).kl_coefficient = beta  # SB3 saves and loads what a model has
+    return model, 0
 
 
 def same_step(venv: VectorEnv) -> VectorEnv:
@@ -197,26 +231,16 @@ def same_step(venv: VectorEnv) -> VectorEnv:
     return gym.make_vec(spec.id, **{**spec.kwargs, "autoreset_mode": AutoresetMode.SAME_STEP})
 
 
-def make_folder(settings: SB3Settings) -> Path:
-    """A new folder for the run.
-
-    Raises:
-        FileExistsError: the one that was asked for exists.
-    """
-    name = settings.output or f"runs/sb3-{settings.env.split('/')[-1]}-seed{settings.seed}"
-    folder, number = Path(name), 1
-    while settings.output is None and folder.exists():
-        number += 1
-        folder = Path(f"{name}-{number}")
-    folder.mkdir(parents=True)
-    return folder
+def save_model(folder: Path, model: PPO) -> None:
+    """Write ``model.zip`` at once or not at all."""
+    model.save(folder / "model.part.zip")
+    os.replace(folder / "model.part.zip", folder / "model.zip")
 
 
-def save(folder: Path, model: PPO, language_model: LanguageModel, before: Evaluation, after: Evaluation) -> None:
+def save(folder: Path, model: PPO, language_model: LanguageModel, after: Evaluation) -> None:
     """Write what a run leaves behind."""
-    for name, evaluation in (("before", before), ("after", after)):
-        (folder / f"{name}.json").write_text(json.dumps(asdict(evaluation), indent=1), encoding="utf-8")
-    model.save(folder / "model")
+    replace_file(folder / "after.json", json.dumps(asdict(after), indent=1))
+    save_model(folder, model)
     actor: Any = language_model.model
     if hasattr(actor, "merge_and_unload"):
         actor = copy.deepcopy(actor).merge_and_unload()
