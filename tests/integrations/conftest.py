@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from small_task import letters
 
 
 def share_of_e(completions: list[str], **_: Any) -> list[float]:
@@ -21,3 +22,9 @@ def arguments(byte_model: str, other_model: str) -> dict[str, Any]:
         "max_prompt_tokens": 8,
         "max_new_tokens": 6,
     }
+
+
+@pytest.fixture
+def task(byte_model: str, other_model: str) -> dict[str, Any]:
+    models = {"model": byte_model, "reference": other_model}
+    return {**models, "prompts": ["a", "bcd", "ef"], "scorer": letters, "max_new_tokens": 5}

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium as gym
 import numpy as np
 import pytest
 from load_example import load_example
+from small_task import letters
 
 import textgen_env  # noqa: F401
-
-
-def letters(completions: list[str], **_: Any) -> list[float]:
-    return [float(len(text)) for text in completions]
 
 
 def test_the_policy_is_bound_and_starts_with_kl_zero(byte_model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,15 +7,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from small_task import letters
 
 import textgen_env  # noqa: F401
 from textgen_env import LanguageModel
 from textgen_env.integrations.networks import LMHead, LMLogits
 from textgen_env.wrappers import VectorLMFeatures
-
-
-def letters(completions: list[str], **_: Any) -> list[float]:
-    return [float(len(text)) for text in completions]
 
 
 def own_logits(model: LanguageModel, observations: dict[str, Any]) -> torch.Tensor:

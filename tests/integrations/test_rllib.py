@@ -18,22 +18,17 @@ from load_example import load_example, run_page
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.examples.rl_modules.classes.action_masking_rlm import ActionMaskingTorchRLModule
+from small_task import EOS
 
 from textgen_env import LanguageModel
 from textgen_env.integrations.rllib import KLPenalty, LMHeadModule, make_env
 
 pytestmark = pytest.mark.heavy
-EOS = 2
-
-
-def letters(completions: list[str], **_: Any) -> list[float]:
-    return [float(len(text)) for text in completions]
 
 
 @pytest.fixture
-def task(byte_model: str, other_model: str) -> dict[str, Any]:
-    models = {"id": "textgen/TextGen-v0", "model": byte_model, "reference": other_model}
-    return {**models, "prompts": ["a", "bcd", "ef"], "scorer": letters, "max_new_tokens": 5}
+def task(task: dict[str, Any]) -> dict[str, Any]:
+    return {"id": "textgen/TextGen-v0", **task}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("tianshou")
 
 from load_example import load_example, run_page
+from small_task import EOS, batched
 from tianshou.algorithm.algorithm_base import policy_within_training_step
 from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
 from tianshou.algorithm.modelfree.reinforce import DiscreteActorPolicy
@@ -24,21 +25,6 @@ from textgen_env.integrations.tianshou import KLPenaltyHook, PolicyNetwork, Tian
 from textgen_env.wrappers import VectorLMFeatures, VectorTopKActions
 
 pytestmark = pytest.mark.heavy
-EOS = 2
-
-
-def letters(completions: list[str], **_: Any) -> list[float]:
-    return [float(len(text)) for text in completions]
-
-
-@pytest.fixture
-def task(byte_model: str, other_model: str) -> dict[str, Any]:
-    models = {"model": byte_model, "reference": other_model}
-    return {**models, "prompts": ["a", "bcd", "ef"], "scorer": letters, "max_new_tokens": 5}
-
-
-def batched(task: dict[str, Any]) -> gym.vector.VectorEnv:
-    return gym.make_vec("textgen/TextGen-v0", num_envs=3, autoreset_mode="Disabled", **task)
 
 
 def uniform(env: TianshouVectorEnv) -> DiscreteActorPolicy:

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("torchrl")
 
 from load_example import load_example, run_page
+from small_task import EOS, batched, single
 from torchrl.envs.utils import check_env_specs
 
 import textgen_env  # noqa: F401
@@ -21,25 +22,6 @@ from textgen_env.integrations.torchrl import make_env, masked_actor
 from textgen_env.wrappers import LMFeatures, VectorLMFeatures, VectorTopKActions
 
 pytestmark = pytest.mark.heavy
-EOS = 2
-
-
-def letters(completions: list[str], **_: Any) -> list[float]:
-    return [float(len(text)) for text in completions]
-
-
-@pytest.fixture
-def task(byte_model: str, other_model: str) -> dict[str, Any]:
-    models = {"model": byte_model, "reference": other_model}
-    return {**models, "prompts": ["a", "bcd", "ef"], "scorer": letters, "max_new_tokens": 5}
-
-
-def single(task: dict[str, Any]) -> gym.Env:
-    return gym.make("textgen/TextGen-v0", **task)
-
-
-def batched(task: dict[str, Any]) -> gym.vector.VectorEnv:
-    return gym.make_vec("textgen/TextGen-v0", num_envs=3, autoreset_mode="Disabled", **task)
 
 
 class Logits(torch.nn.Module):

@@ -10,16 +10,13 @@ import pytest
 pytest.importorskip("trl")
 
 from load_example import load_example, run_page
+from small_task import letters
 
 import textgen_env  # noqa: F401
 from textgen_env.integrations.trl import RewardFunction, config_arguments, prompt_dataset, trainer_arguments
 from textgen_env.scorers import ScorerError
 
 pytestmark = pytest.mark.heavy
-
-
-def letters(completions: list[str], **_: Any) -> list[float]:
-    return [float(len(text)) for text in completions]
 
 
 class TwoParts:
