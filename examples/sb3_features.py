@@ -11,9 +11,9 @@ import textgen_env  # noqa: F401  registers the tasks
 from textgen_env.integrations.sb3 import KLPenaltyCallback, SB3VecEnv
 from textgen_env.wrappers import VectorLMFeatures, VectorTopKActions
 
-Q_LEARNING = {"n_steps": 32, "learning_rate": 1e-3, "train_freq": 1, "gradient_steps": 8, "batch_size": 128}
-Q_LEARNING |= {"target_update_interval": 500, "exploration_fraction": 0.5, "buffer_size": 20_000}
-Q_LEARNING |= {"policy_kwargs": {"net_arch": [256]}}
+Q_LEARNING = {"n_steps": 32, "train_freq": 1, "gradient_steps": 8, "batch_size": 128, "buffer_size": 20_000}
+Q_LEARNING |= {"learning_rate": lambda left: 1e-3 * left, "policy_kwargs": {"net_arch": [256]}}
+Q_LEARNING |= {"target_update_interval": 500, "exploration_fraction": 0.5}
 ALGORITHMS = {
     "ppo": (PPO, 60_000, {"n_steps": 32, "batch_size": 128, "n_epochs": 10, "learning_rate": 1e-3}),
     "a2c": (A2C, 60_000, {"n_steps": 8, "learning_rate": 1e-3}),
