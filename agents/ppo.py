@@ -41,6 +41,7 @@ from .losses import (
     language_model_loss,
     log_ratio,
 )
+from .memory import keep_freed_memory
 from .old_policy import sampled, scored
 from .optim import MasterAdamW, lr_factor
 from .policy import ActorCritic, Evaluation, frozen_scorer
@@ -326,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m textgen_env.agents.ppo --help``"""
     settings = tyro.cli(PPOSettings, prog="python -m textgen_env.agents.ppo", args=arguments)
     texts = Path(settings.ptx_texts).read_text(encoding="utf-8").splitlines() if settings.ptx_texts else ()
+    keep_freed_memory()
     options: dict[str, Any] = {"seed": settings.seed, "ptx_texts": texts, "total_updates": settings.updates}
     Run(settings, lambda venv, policy: PPO(venv, policy, settings.ppo, **options)).execute()
 

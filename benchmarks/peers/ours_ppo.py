@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 
 import textgen_env  # noqa: F401  (registers the environments)
 from benchmarks.peers.workload import KL_COEF, LEARNING_RATE, PROMPTS, Work, even_share, parse
+from textgen_env.agents.memory import keep_freed_memory
 from textgen_env.agents.policy import ActorCritic
 from textgen_env.agents.ppo import PPO
 from textgen_env.agents.ppo_config import PPOConfig
@@ -55,6 +56,7 @@ def make_trainer(work: Work) -> PPO:
 def main() -> None:
     """See the module's docstring."""
     work, meter = parse("ours_ppo")
+    keep_freed_memory()  # as `python -m textgen_env.agents.ppo` does
     trainer = make_trainer(work)
     while True:
         meter.begin()
