@@ -17,8 +17,8 @@ Q_LEARNING |= {"target_update_interval": 500, "exploration_fraction": 0.5}
 ALGORITHMS = {
     "ppo": (PPO, 60_000, {"n_steps": 32, "batch_size": 128, "n_epochs": 10, "learning_rate": 1e-3}),
     "a2c": (A2C, 60_000, {"n_steps": 8, "learning_rate": 1e-3}),
-    "dqn": (DQN, 40_000, Q_LEARNING),  # n_steps: whole returns, since a score comes at the end alone
-    "qrdqn": (QRDQN, 40_000, Q_LEARNING),
+    "dqn": (DQN, 30_000, Q_LEARNING),  # n_steps: whole returns, since a score comes at the end alone
+    "qrdqn": (QRDQN, 30_000, Q_LEARNING),
 }
 
 
