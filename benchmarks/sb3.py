@@ -36,7 +36,6 @@ from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, LMActorCriticPoli
 from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import states
 
-
 ARMS = ("generate", "rollout", "iteration", "full_prefix")
 RATIOS = {
     "rollout_times_generate": ("rollout", "generate"),

@@ -14,10 +14,10 @@ import torch
 from textgen_env.agents.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-torch.zeros(25_000_000).sum()  # 100 MB
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    torch.zeros(25_000_000).add_(1)
+for turn in range(7):
+    if turn == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(25_000_000).add_(1)  # 100 MB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
