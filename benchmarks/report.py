@@ -3,7 +3,7 @@
     python -m benchmarks.report results.jsonl …
 
 What lives here: medians, ratios and Markdown. What does not: measuring (``training.py``, ``learning.py``,
-``throughput.py``).
+``rollout.py``).
 """
 
 from __future__ import annotations

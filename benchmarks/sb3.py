@@ -31,7 +31,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from torch import Tensor
 
 import textgen_env  # noqa: F401  registers the environments
-from benchmarks.throughput import PROMPT_TOKENS, Arm, generate, prompt_ids
+from benchmarks.rollout import PROMPT_TOKENS, Arm, generate, prompt_ids
 from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, LMActorCriticPolicy, SB3VecEnv
 from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import states

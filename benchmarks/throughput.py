@@ -1,209 +1,32 @@
-r"""Tokens per second, side by side with other ways of doing the same work, in one process and by turns.
+r"""Tokens per second, side by side with other ways of doing the same work, by turns: the door to three benchmarks.
 
     python -m benchmarks.throughput rollout --model smollm2-135m --batch 16 64 128 --new-tokens 32 256 \\
         --dtype bfloat16 float32
+    python -m benchmarks.throughput training --model smollm2-135m --epochs 1 4 --peer-python trl_ppo PYTHON
+    python -m benchmarks.throughput sb3 --model smollm2-135m --dtype bfloat16
 
-Rollout: sampled responses of a fixed length to 16-token prompts, (a) through the public vector environment with the
-prefix-reusing cache, observations, rewards and log-probs at each step; (b) by `generate` of transformers; beside them
-(c) the rate at which one teacher-forced forward reads the same kind of text, which no decoding can beat on a CPU.
-Rounds alternate and medians are taken, for machines are noisy; compare ratios rather than figures of different runs.
+What lives here: the subcommands. What does not: the work, see ``rollout.py``, ``training.py`` and ``sb3.py``.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
-
-import gymnasium as gym
-import numpy as np
-import torch
 import tyro
 
-import textgen_env  # noqa: F401  (registers the environments)
-from textgen_env.assets import prompt_path
-from textgen_env.language_model import LanguageModel
-from textgen_env.sampling import sample, warp_logits
-
-PROMPT_TOKENS = 16
-Arm = Callable[[], int]  # does its work once and returns how many tokens that were
+from benchmarks import rollout, sb3, training
 
 
-@dataclass
-class RolloutSettings:
-    """Sampled responses: our vector environment against `generate`."""
-
-    model: str = "tiny"
-    """name, directory, GGUF file or hub id"""
-    batch: list[int] = field(default_factory=lambda: [16, 64, 128])
-    """slots, or sequences of `generate`"""
-    new_tokens: list[int] = field(default_factory=lambda: [32])
-    """length of every response"""
-    dtype: list[str] = field(default_factory=lambda: ["float32"])
-    """bfloat16, float32 or float16"""
-    device: str = "cpu"
-    rounds: int = 3
-    """each arm runs this often, by turns, after one round of warming up"""
-    threads: int = 0
-    """threads of torch; 0 leaves its default"""
-    clock: Literal["wall", "cpu"] = "wall"
-    """cpu counts processor time of this process: for one thread on a machine that others use too"""
-    generate: bool = True
-    """False leaves `generate` out"""
-    out: Path | None = None
-    """also append the JSON lines to this file"""
-
-
-def rollout(settings: RolloutSettings) -> list[dict[str, Any]]:
-    """Measure every combination of dtype, new tokens and batch; prints JSON lines, then a table."""
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    results = []
-    for dtype in settings.dtype:
-        lm = LanguageModel(settings.model, device=settings.device, dtype=dtype)
-        for new_tokens in settings.new_tokens:
-            for batch in settings.batch:
-                results.append(_rollout_once(settings, lm, dtype, new_tokens, batch))
-                line = json.dumps(results[-1])
-                print(line, flush=True)
-                if settings.out is not None:
-                    with settings.out.open("a") as file:
-                        file.write(line + "\n")
-    print(table(results))
-    return results
-
-
-def _rollout_once(
-    settings: RolloutSettings, lm: LanguageModel, dtype: str, new_tokens: int, batch: int
-) -> dict[str, Any]:
-    ids, text = prompt_ids(lm, batch, PROMPT_TOKENS), prompt_ids(lm, 16, tokens=48)
-    ours = OurRollout(lm, ids, new_tokens)
-    arms: dict[str, Arm] = {"ours": ours, "teacher_forced": lambda: teacher_forced(lm, text)}
-    if settings.generate:
-        arms["generate"] = lambda: generate(lm, ids, new_tokens)
-    rates = by_turns(arms, settings.rounds, settings.clock)
-    ours.env.close()
-    result = {
-        "model": settings.model,
-        "device": settings.device,
-        "threads": torch.get_num_threads(),
-        "clock": settings.clock,
-        "dtype": dtype,
-        "batch": batch,
-        "new_tokens": new_tokens,
-        **{f"{name}_tokens_per_s": round(rate, 1) for name, rate in rates.items()},
-        "share_of_teacher_forced": round(rates["ours"] / rates["teacher_forced"], 3),
-        "share_of_env_and_bookkeeping": round(ours.env_seconds / ours.seconds, 4),
-    }
-    return result | ({"times_generate": round(rates["ours"] / rates["generate"], 2)} if settings.generate else {})
-
-
-class OurRollout:
-    """Steps `textgen/TextGen-v0` with the cache and the sampler until every slot has written its response."""
-
-    def __init__(self, lm: LanguageModel, prompts: torch.Tensor, new_tokens: int) -> None:
-        self.new_tokens = new_tokens
-        self.env = gym.make_vec(
-            "textgen/TextGen-v0",
-            num_envs=len(prompts),
-            model=lm,
-            prompts=[lm.decode(row) for row in prompts.tolist()],
-            scorer=_worthless,
-            max_prompt_tokens=PROMPT_TOKENS,
-            max_new_tokens=new_tokens,
-        )
-        self.lm, self.generator = lm, torch.Generator(lm.device).manual_seed(0)
-        self.may = torch.ones(lm.vocab_size, dtype=torch.bool, device=lm.device)
-        self.may[list(lm.eos_token_ids)] = False  # every response is to have the full length
-        self.seconds = self.env_seconds = 0.0
-
-    def __call__(self) -> int:
-        begin = time.perf_counter()
-        cache = self.lm.prefix_cache(self.env.num_envs)
-        observation, _ = self.env.reset(seed=0)
-        for _ in range(self.new_tokens):
-            lengths = observation["attention_mask"].sum(axis=1)
-            logits = cache.next_logits(observation["input_ids"], lengths)
-            tokens, _log_probs = sample(warp_logits(logits, mask=self.may), self.generator)
-            actions = tokens.cpu().numpy()
-            before = time.perf_counter()
-            observation, _rewards, terminated, _, _ = self.env.step(actions)
-            self.env_seconds += time.perf_counter() - before
-        if not terminated.all():
-            raise RuntimeError("some responses ended early, so the work would not be the same")
-        self.seconds += time.perf_counter() - begin
-        return self.env.num_envs * self.new_tokens
-
-
-@torch.no_grad()
-def generate(lm: LanguageModel, ids: torch.Tensor, new_tokens: int) -> int:
-    """The library's own sampling loop; `top_k=0` undoes its silent default of 50."""
-    model: Any = lm.model
-    written = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=True,
-        top_k=0,
-        min_new_tokens=new_tokens,
-        max_new_tokens=new_tokens,
-        pad_token_id=lm.pad_token_id,
+def main() -> None:
+    """Run the chosen benchmark."""
+    settings = tyro.extras.subcommand_cli_from_dict(
+        {"rollout": rollout.RolloutSettings, "training": training.TrainingSettings, "sb3": sb3.Settings}
     )
-    if written.shape[1] != PROMPT_TOKENS + new_tokens:
-        raise RuntimeError("generate ended early, so the work would not be the same")
-    return len(ids) * new_tokens
-
-
-@torch.no_grad()
-def teacher_forced(lm: LanguageModel, ids: torch.Tensor) -> int:
-    """One forward with all logits over whole texts, (16, 48) here."""
-    lm.model(input_ids=ids, use_cache=False)
-    return ids.numel()
-
-
-def prompt_ids(lm: LanguageModel, batch: int, tokens: int) -> torch.Tensor:
-    """(batch, tokens) ids: stretches of the packaged documents that read as the same number of tokens when decoded."""
-    documents = prompt_path("summaries").read_text(encoding="utf-8").splitlines()
-    ids = lm.encode(" ".join(json.loads(line)["prompt"] for line in documents[:400]))
-    starts = np.random.default_rng(0).permutation(len(ids) - tokens)
-    texts = (lm.decode(ids[start : start + tokens]) for start in starts)
-    rows = islice((row for text in texts if len(row := lm.encode(text)) == tokens), batch)
-    return torch.tensor(list(rows), device=lm.device)
-
-
-def by_turns(arms: dict[str, Arm], rounds: int, clock: str) -> dict[str, float]:
-    """Median tokens per second of each arm over alternating rounds; the first round only warms up."""
-    now = time.perf_counter if clock == "wall" else time.process_time
-    rates: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(rounds + 1):
-        for name, arm in arms.items():
-            gc.collect()
-            begin = now()
-            tokens = arm()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                rates[name].append(tokens / (now() - begin))
-    return {name: statistics.median(values) for name, values in rates.items()}
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """A Markdown table of the columns that differ between results."""
-    columns = [key for key in results[0] if key not in ("model", "device", "threads", "clock")]
-    rows = [[str(result.get(column, "")) for column in columns] for result in results]
-    lines = [columns, ["---"] * len(columns), *rows]
-    head = ", ".join(f"{key} {results[0][key]}" for key in ("model", "device", "threads", "clock"))
-    return "\n".join([head, "", *("| " + " | ".join(line) + " |" for line in lines)])
-
-
-def _worthless(completions: list[str], **_: Any) -> list[float]:
-    return [0.0] * len(completions)
+    if isinstance(settings, rollout.RolloutSettings):
+        rollout.rollout(settings)
+    elif isinstance(settings, training.TrainingSettings):
+        training.report(settings)
+    else:
+        sb3.measure(settings)
 
 
 if __name__ == "__main__":
-    rollout(tyro.extras.subcommand_cli_from_dict({"rollout": RolloutSettings}))
+    main()

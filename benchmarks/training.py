@@ -1,6 +1,6 @@
 """Whole training iterations beside other libraries: rollout, scoring and update, by turns on the same work.
 
-    python -m benchmarks.training --model smollm2-135m --epochs 1 4 --rounds 3 \\
+    python -m benchmarks.throughput training --model smollm2-135m --epochs 1 4 --rounds 3 \\
         --peer-python trl_ppo /venvs/trl-1.12/bin/python trl_grpo /venvs/trl-1.16/bin/python
 
 What lives here: the alternation. Each library runs its own program (``benchmarks/peers/``) in its own environment; the
@@ -142,11 +142,10 @@ def _flags(settings: TrainingSettings, dtype: str, epochs: int) -> list[str]:
     return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 
 
-def main() -> None:
-    """See the module's docstring."""
-    settings = tyro.cli(TrainingSettings)
+def report(settings: TrainingSettings) -> None:
+    """Measure and print the table."""
     print(training_table(keep(measure(settings), settings.out)))
 
 
 if __name__ == "__main__":
-    main()
+    report(tyro.cli(TrainingSettings))
