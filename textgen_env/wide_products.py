@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 from textgen_env.trunk import walk
 
 MARGIN = 1.25  # float32 must be this much faster: far from 1, so that every process on a machine decides alike
-MOST_TURNED = 16_384  # rows of a weight
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -50,6 +49,7 @@ class WideProducts(TorchFunctionMode):
     def __init__(self, copies: dict[int, Tensor] | None = None) -> None:
         super().__init__()
         self._copies = copies
+        self._x = self._wide_x = torch.empty(0)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -59,15 +59,11 @@ class WideProducts(TorchFunctionMode):
         x, weight, bias = args if len(args) == 3 else (*args, None)
         if self._copies is None:
             return _WideLinear.apply(x, weight, bias)
-        return linear(x.float(), self._copy(weight), None if bias is None else bias.float()).to(x.dtype)
-
-    def _copy(self, weight: Tensor) -> Tensor:
-        assert self._copies is not None
         if id(weight) not in self._copies:
-            wide = weight.detach().float()
-            # columns in a row make products with few rows a tenth faster, but not those with a whole vocabulary
-            self._copies[id(weight)] = wide.t().contiguous().t() if len(wide) <= MOST_TURNED else wide
-        return self._copies[id(weight)]
+            self._copies[id(weight)] = weight.detach().float()
+        if x is not self._x:  # queries, keys and values are made of one input
+            self._x, self._wide_x = x, x.float()
+        return linear(self._wide_x, self._copies[id(weight)], None if bias is None else bias.float()).to(x.dtype)
 
 
 class _WideLinear(torch.autograd.Function):
