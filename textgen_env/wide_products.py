@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
@@ -87,15 +87,21 @@ class _WideLinear(torch.autograd.Function):
 def float32_is_faster(dtype: torch.dtype) -> bool:
     """Whether this processor multiplies float32 matrices at least `MARGIN` times faster than those of ``dtype``.
 
-    Measured once in a process, in some 20 ms: the best of alternating rounds at the shape of a small layer.
+    Measured once in a process, in some 50 ms: the best of alternating rounds at the shape of a small layer, on one
+    thread, since threads that wait for each other measure what else the machine does.
     """
     x, weight = torch.zeros(128, 512), torch.zeros(1024, 512)
     pairs = {True: (x, weight), False: (x.to(dtype), weight.to(dtype))}
     best = dict.fromkeys(pairs, float("inf"))
-    with torch.no_grad():
-        for _ in range(8):
-            for wide, pair in pairs.items():
-                begin = time.perf_counter()
-                nn.functional.linear(*pair)
-                best[wide] = min(best[wide], time.perf_counter() - begin)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            for _ in range(20):
+                for wide, pair in pairs.items():
+                    begin = time.perf_counter()
+                    linear(*pair)
+                    best[wide] = min(best[wide], time.perf_counter() - begin)
+    finally:
+        torch.set_num_threads(threads)
     return best[True] * MARGIN < best[False]
