@@ -57,7 +57,8 @@ class PPOConfig:
     """Stop the update before a step once the policy has moved this many nats per token from the start of the update."""
     old_log_probs: Literal["scored", "sampled"] = "scored"
     """Old log-probs and values from a teacher-forced pass of their own, equal to those of the update to the last bit,
-    or from decoding, equal up to rounding (1e-5 in float32; in bfloat16 1e-2 on average, 0.1 at worst), which saves that pass."""
+    or from decoding, which saves that pass: equal up to rounding (1e-5 in float32; in bfloat16 1e-2 on average, 0.1 at
+    worst)."""
     top_k: int = 0
     """Sample among the k likeliest tokens; 0 for all. Scored log-probs are of the same distribution."""
     top_p: float = 1.0
