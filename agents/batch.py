@@ -16,7 +16,7 @@ from textgen_env.kl import k1, k3
 
 from .advantages import gae, masked_mean
 from .losses import explained_variance
-from .rollout import Rollout
+from .rollout import Rollout, on_grid
 
 
 @dataclass
@@ -68,8 +68,7 @@ def to_grid(rollout: Rollout, packs: Sequence[Tensor], parts: Sequence[Tensor]) 
     """Per-token values that were computed pack by pack → (B, T), 0 outside the response tokens."""
     grid = torch.zeros(rollout.response_mask.shape, device=rollout.response_mask.device)
     for rows, part in zip(packs, parts, strict=True):
-        mask = rollout.response_mask[rows].bool()
-        grid[rows] = torch.zeros(mask.shape, device=grid.device).masked_scatter(mask, part)
+        grid[rows] = on_grid(rollout.response_mask[rows], part)
     return grid
 
 

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from textgen_env.adapters import trainable
+from textgen_env.adapters import save_merged, trainable
 from textgen_env.language_model import LanguageModel
-from textgen_env.scoring import hidden_states, response_log_probs
-from textgen_env.trunk import unwrap, without_progress_bars
+from textgen_env.scoring import hidden_states, predicting, response_log_probs
+from textgen_env.trunk import unwrap
 
 
 @dataclass
@@ -151,8 +151,7 @@ class ActorCritic(nn.Module):
     def critic_states(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
         """(N, d) last hidden states of a separate critic at the states before the response tokens; (B, T) ×3."""
         assert self.critic is not None
-        before = response_mask.bool().roll(-1, dims=1)  # column 0 is never a response, so nothing wraps round
-        return hidden_states(self.critic, input_ids, attention_mask)[before]
+        return hidden_states(self.critic, input_ids, attention_mask)[predicting(response_mask)]
 
     @torch.no_grad()
     def final_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -198,10 +197,7 @@ class ActorCritic(nn.Module):
         model: Any = self.actor
         if self.config.lora_rank:
             model.save_pretrained(path / "adapter")
-            model = copy.deepcopy(model).merge_and_unload()
-        with without_progress_bars():
-            model.save_pretrained(path)
-        self.language_model.tokenizer.save_pretrained(path)
+        save_merged(model, self.language_model.tokenizer, path)
         critic = {f"value_head.{k}": v for k, v in self.value_head.state_dict().items()}
         if self.critic is not None:
             critic |= {f"critic.{k}": v for k, v in self.critic.state_dict().items()}

@@ -1,8 +1,8 @@
 """Collecting whole trajectories from a vector environment into rectangular tensors.
 
 What lives here: `collect`, which plays exactly B episodes on n slots with a prefix-reusing cache, and `Rollout`, what
-it returns. What does not: how masks are stored (``action_masks.py``), log-probs for training (the caller scores the
-whole rollout in one teacher-forced pass, so that old and new ones come from the same kind of forward), KL, advantages.
+it returns. What does not: how masks are stored (``action_masks.py``), which log-probs are trained on
+(``old_policy.py``), KL, advantages.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ class Rollout:
 
     def scatter(self, per_token: Tensor) -> Tensor:
         """(N,) values of the response tokens in row-major order → (B, T), 0 elsewhere."""
-        grid = torch.zeros(self.response_mask.shape, dtype=per_token.dtype, device=per_token.device)
-        return grid.masked_scatter(self.response_mask.bool(), per_token)
+        return on_grid(self.response_mask, per_token)
 
     def rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids, attention_mask, response_mask of some trajectories, cut to the longest of them: (b, t) each."""
@@ -69,6 +68,12 @@ class Rollout:
         return replace(self, **moved)
 
 
+def on_grid(response_mask: Tensor, per_token: Tensor) -> Tensor:
+    """(N,) values of the response tokens in row-major order → (B, T), 0 elsewhere."""
+    grid = torch.zeros(response_mask.shape, dtype=per_token.dtype, device=per_token.device)
+    return grid.masked_scatter(response_mask.bool(), per_token)
+
+
 class _Recorder:
     """What happened in each of B episodes, gathered step by step.
 
@@ -85,6 +90,15 @@ class _Recorder:
         self.table = MaskTable(vocab_size)
         self.final: list[dict[str, Any]] = [{} for _ in range(episodes)]
 
+    def end(self, episode: int, slot: int, observation: Any, terminated: Any, truncated: Any, info: Any) -> None:
+        """An episode is over, in a slot of these batched results of `step`."""
+        self.final[episode] = {
+            **{key: observation[key][slot].copy() for key in observation},
+            **{key: info[key][slot] for key in ("score", "prompt", "text", "finish_reason")},
+            "terminated": terminated[slot],
+            "truncated": truncated[slot],
+        }
+
     def rollout(self) -> Rollout:
         """Pad everything to the longest trajectory."""
         final = self.final
@@ -94,16 +108,12 @@ class _Recorder:
             for key in ("input_ids", "attention_mask", "response_mask")
         )
         order = torch.from_numpy(np.concatenate(self.episodes).argsort(kind="stable"))
-
-        def grid(per_token: Tensor) -> Tensor:
-            return torch.zeros(response.shape).masked_scatter(response.bool(), per_token[order])
-
         return Rollout(
             input_ids=ids,
             attention_mask=attention,
             response_mask=response,
-            rewards=grid(torch.from_numpy(np.concatenate(self.rewards)).float()),
-            sampled_log_probs=grid(torch.cat(self.log_probs).cpu()),
+            rewards=on_grid(response, torch.from_numpy(np.concatenate(self.rewards)).float()[order]),
+            sampled_log_probs=on_grid(response, torch.cat(self.log_probs).cpu()[order]),
             terminated=torch.tensor([bool(f["terminated"]) for f in final]),
             truncated=torch.tensor([bool(f["truncated"]) for f in final]),
             scores=torch.tensor([float(f["score"]) for f in final]),
@@ -174,12 +184,7 @@ def collect(
             recorder.states.append(states)
         ended = active[(terminated | truncated)[active]]
         for slot in ended:
-            recorder.final[episode[slot]] = {
-                **{key: observation[key][slot].copy() for key in observation},
-                **{key: info[key][slot] for key in ("score", "prompt", "text", "finish_reason")},
-                "terminated": terminated[slot],
-                "truncated": truncated[slot],
-            }
+            recorder.end(episode[slot], slot, observation, terminated, truncated, info)
         episode[ended] = started + np.arange(len(ended))
         started += len(ended)
         refill = np.isin(np.arange(slots), ended) & (episode < episodes)

@@ -58,7 +58,7 @@ class Trainer(Protocol):
 
 @dataclass
 class TaskSettings:
-    """What is trained on what: the settings that every trainer shares."""
+    """What is trained on what and where it is kept: the settings that every trainer shares."""
 
     env: str = "textgen/Sentiment-v0"
     """Gymnasium id of a token environment."""
@@ -82,6 +82,12 @@ class TaskSettings:
     """Torch device."""
     dtype: str = "float32"
     """Type of the weights: float32 or bfloat16 (optimised through fp32 masters)."""
+    output: str | None = None
+    """The run's folder; default: runs/<task>-seed<seed>, with a number behind it if that exists."""
+    seed: int = 1
+    """Seeds sampling, shuffling, prompts and new weights; global generators are left alone."""
+    resume: bool = False
+    """Go on from the last checkpoint in the output folder; a run that was killed ends with the same numbers."""
 
 
 @dataclass
@@ -96,12 +102,6 @@ class RunSettings(TaskSettings):
     """Updates between checkpoints."""
     sample_every: int = 10
     """Updates between tables of samples."""
-    output: str | None = None
-    """The run's folder; default: runs/<task>-seed<seed>, with a number behind it if that exists."""
-    seed: int = 1
-    """Seeds sampling, shuffling, prompts and new weights; global generators are left alone."""
-    resume: bool = False
-    """Go on from the last checkpoint in the output folder; a run that was killed ends with the same numbers."""
     policy: OmitArgPrefixes[PolicyConfig] = field(default_factory=PolicyConfig)
     """Which weights there are and which learn."""
 
@@ -226,7 +226,7 @@ class Run:
         self.console.print(f"saved in {self.folder}: last/ and best/ (transformers format), plot.png, metrics.jsonl")
 
 
-def open_folder(settings: RunSettings, prefix: str = "") -> Path:
+def open_folder(settings: TaskSettings, prefix: str = "") -> Path:
     """The run's folder, new or, to resume, the old one; ``settings.json`` in it tells them apart.
 
     Args:

@@ -11,7 +11,6 @@ its numbers, differ from those of a run that was never stopped; the native train
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import time
@@ -29,11 +28,11 @@ from rich.progress import Progress
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
+from textgen_env.adapters import save_merged
 from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, KLPenaltyCallback, LMActorCriticPolicy, SB3VecEnv
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, KLCoefficient
 from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import ResponseScores, response_log_probs
-from textgen_env.trunk import without_progress_bars
 
 from .checkpoint import replace_file
 from .evaluate import Evaluation, evaluate
@@ -186,7 +185,7 @@ def run(settings: SB3Settings, console: Console | None = None) -> tuple[Evaluati
         FileExistsError: the output folder holds a run and ``resume`` is off.
         ValueError: it holds a run with other settings.
     """
-    console, folder = console or Console(), open_folder(cast(Any, settings), prefix="sb3-")
+    console, folder = console or Console(), open_folder(settings, prefix="sb3-")
     disabled, held_out = make_environments(settings)
     venv = same_step(disabled)
     model, done = load_or_make(settings, folder, venv)
@@ -241,12 +240,7 @@ def save(folder: Path, model: PPO, language_model: LanguageModel, after: Evaluat
     """Write what a run leaves behind."""
     replace_file(folder / "after.json", json.dumps(asdict(after), indent=1))
     save_model(folder, model)
-    actor: Any = language_model.model
-    if hasattr(actor, "merge_and_unload"):
-        actor = copy.deepcopy(actor).merge_and_unload()
-    with without_progress_bars():
-        actor.save_pretrained(folder / "last")
-    language_model.tokenizer.save_pretrained(folder / "last")
+    save_merged(language_model.model, language_model.tokenizer, folder / "last")
     plot(read_metrics(folder / "metrics.jsonl"), folder / "plot.png")
 
 

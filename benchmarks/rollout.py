@@ -12,9 +12,9 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +23,13 @@ import numpy as np
 import torch
 
 import textgen_env  # noqa: F401  (registers the environments)
+from benchmarks.report import keep, markdown
 from textgen_env.assets import prompt_path
 from textgen_env.language_model import LanguageModel
 from textgen_env.sampling import sample, warp_logits
 
 PROMPT_TOKENS = 16
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Arm = Callable[[], int]  # does its work once and returns how many tokens that were
 
 
@@ -60,19 +62,16 @@ def rollout(settings: RolloutSettings) -> list[dict[str, Any]]:
     """Measure every combination of dtype, new tokens and batch; prints JSON lines, then a table."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    results = []
-    for dtype in settings.dtype:
-        lm = LanguageModel(settings.model, device=settings.device, dtype=dtype)
-        for new_tokens in settings.new_tokens:
-            for batch in settings.batch:
-                results.append(_rollout_once(settings, lm, dtype, new_tokens, batch))
-                line = json.dumps(results[-1])
-                print(line, flush=True)
-                if settings.out is not None:
-                    with settings.out.open("a") as file:
-                        file.write(line + "\n")
+    results = keep(_measure(settings), settings.out)
     print(table(results))
     return results
+
+
+def _measure(settings: RolloutSettings) -> Iterator[dict[str, Any]]:
+    for dtype in settings.dtype:
+        lm = LanguageModel(settings.model, device=settings.device, dtype=dtype)
+        for new_tokens, batch in product(settings.new_tokens, settings.batch):
+            yield _rollout_once(settings, lm, dtype, new_tokens, batch)
 
 
 def _rollout_once(
@@ -174,7 +173,7 @@ def prompt_ids(lm: LanguageModel, batch: int, tokens: int) -> torch.Tensor:
 
 def by_turns(arms: dict[str, Arm], rounds: int, clock: str) -> dict[str, float]:
     """Median tokens per second of each arm over alternating rounds; the first round only warms up."""
-    now = time.perf_counter if clock == "wall" else time.process_time
+    now = CLOCKS[clock]
     rates: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(rounds + 1):
         for name, arm in arms.items():
@@ -192,9 +191,8 @@ def table(results: list[dict[str, Any]]) -> str:
     """A Markdown table of the columns that differ between results."""
     columns = [key for key in results[0] if key not in ("model", "device", "threads", "clock")]
     rows = [[str(result.get(column, "")) for column in columns] for result in results]
-    lines = [columns, ["---"] * len(columns), *rows]
     head = ", ".join(f"{key} {results[0][key]}" for key in ("model", "device", "threads", "clock"))
-    return "\n".join([head, "", *("| " + " | ".join(line) + " |" for line in lines)])
+    return f"{head}\n\n{markdown(columns, rows)}"
 
 
 def _worthless(completions: list[str], **_: Any) -> list[float]:

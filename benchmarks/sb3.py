@@ -14,10 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import multiprocessing
-import resource
 import statistics
-import sys
-import time
 import warnings
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -31,7 +28,8 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from torch import Tensor
 
 import textgen_env  # noqa: F401  registers the environments
-from benchmarks.rollout import PROMPT_TOKENS, Arm, generate, prompt_ids
+from benchmarks.peers.workload import peak_rss_gb
+from benchmarks.rollout import CLOCKS, PROMPT_TOKENS, Arm, generate, prompt_ids
 from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, LMActorCriticPolicy, SB3VecEnv
 from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import states
@@ -139,13 +137,12 @@ def serve(settings: Settings, name: str, line: Connection) -> None:
     """In a process of its own: a round of the arm for each message; answers tokens per second and peak memory in GB."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    arm, now = make_arm(settings, name), time.perf_counter if settings.clock == "wall" else time.process_time
-    unit = 1 if sys.platform == "darwin" else 1024
+    arm, now = make_arm(settings, name), CLOCKS[settings.clock]
     while line.recv():
         gc.collect()
         begin = now()
         rate = arm() / (now() - begin)
-        line.send((rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9))
+        line.send((rate, peak_rss_gb()))
 
 
 def by_turns(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import pytest
 import torch
@@ -21,17 +23,13 @@ def model() -> LanguageModel:
     return LanguageModel("smollm2-135m")
 
 
+def make(num_envs: int, **more: Any) -> gym.vector.VectorEnv:
+    task = {"model": "smollm2-135m", "prompts": PROMPTS, "scorer": "distinct", "autoreset_mode": "Disabled"}
+    return gym.make_vec("textgen/TextGen-v0", num_envs=num_envs, **task, **more)
+
+
 def test_env_decodes_greedily_what_generate_does(model: LanguageModel) -> None:
-    env = gym.make_vec(
-        "textgen/TextGen-v0",
-        num_envs=3,
-        model="smollm2-135m",
-        prompts=PROMPTS,
-        scorer="distinct",
-        kl_coef=0.1,
-        max_new_tokens=8,
-        autoreset_mode="Disabled",
-    )
+    env = make(3, kl_coef=0.1, max_new_tokens=8)
     env.unwrapped.bind_policy(model)  # policy = reference: nothing to pay
     observation, _ = env.reset(options={"prompt": [0, 1, 2]})
     cache = model.prefix_cache(3)
@@ -49,15 +47,7 @@ def test_env_decodes_greedily_what_generate_does(model: LanguageModel) -> None:
 
 
 def test_an_update_of_ppo(model: LanguageModel) -> None:
-    envs = gym.make_vec(
-        "textgen/TextGen-v0",
-        num_envs=2,
-        model="smollm2-135m",
-        prompts=PROMPTS,
-        scorer="distinct",
-        max_new_tokens=4,
-        autoreset_mode="Disabled",
-    )
+    envs = make(2, max_new_tokens=4)
     policy = ActorCritic(LanguageModel("smollm2-135m"))
     ppo = PPO(envs, policy, PPOConfig(episodes=4, epochs=1, minibatch_size=4, micro_batch_size=4, lr=1e-5))
     batch = ppo.advantages(ppo.collect())

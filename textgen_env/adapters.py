@@ -1,18 +1,20 @@
 """Which weights of a model learn: all of them, those above the lowest blocks, or low-rank adapters (LoRA).
 
-What lives here: the choice, made once for every trainer. What does not: how they learn (optimisers, losses), and the
-forward pass, which is `scoring.py`'s.
+What lives here: the choice, made once for every trainer, and saving what came of it. What does not: how they learn
+(optimisers, losses), and the forward pass, which is `scoring.py`'s.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from textgen_env.trunk import unwrap
+from textgen_env.trunk import unwrap, without_progress_bars
 
 
 def trainable(
@@ -60,6 +62,15 @@ def trainable(
         for module in (unwrap(model).get_input_embeddings(), *blocks[:frozen_layers]):
             module.requires_grad_(False)
     return model
+
+
+def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a folder that transformers' ``from_pretrained`` loads, with any adapters merged into the weights."""
+    if hasattr(model, "merge_and_unload"):
+        model = copy.deepcopy(model).merge_and_unload()
+    with without_progress_bars():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _with_lora(model: Any, rank: int, alpha: int, generator: torch.Generator) -> nn.Module:

@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from textgen_env.slot_attention import attention_of
-from textgen_env.trunk import walk
+from textgen_env.trunk import HALF, checkpoints_activations
 
 ATTENTION = "textgen_grouped"
 LONGEST = 256  # tokens; the scores of all queries are in memory at once, and the fused kernel catches up
@@ -63,10 +63,10 @@ def best_attention(inner: Any, length: int) -> AbstractContextManager[None]:
     config = inner.config
     suits = (
         inner.device.type == "cpu"
-        and inner.dtype in (torch.bfloat16, torch.float16)
+        and inner.dtype in HALF
         and length <= LONGEST
         and config._attn_implementation == "sdpa"
         and getattr(inner, "_supports_attention_backend", False)
-        and not any(getattr(module, "gradient_checkpointing", False) for module in walk(inner))  # reads again later
+        and not checkpoints_activations(inner)
     )
     return attention_of(config, ATTENTION) if suits else nullcontext()

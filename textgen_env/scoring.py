@@ -68,12 +68,9 @@ def response_log_probs(
         ValueError: shapes differ, the padding is not on the right, or response_mask marks padding or column 0.
     """
     _check_batch(input_ids, attention_mask, response_mask)
-    wanted = response_mask.bool()
-    before = torch.zeros_like(wanted)
-    before[:, :-1] = wanted[:, 1:]  # the state that predicts column t sits at column t - 1
-    tokens = input_ids[wanted]
-    hidden, logits_at = states(model, input_ids, attention_mask, before)
-
+    tokens = input_ids[response_mask.bool()]
+    hidden, logits_at = states(model, input_ids, attention_mask, predicting(response_mask))
+    # warping widens the whole chunk; where there is none, that is left to `token_log_probs`, piece by piece
     warped = (temperature, top_k, top_p) != (1.0, 0, 1.0) or mask is not None
 
     def score(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -94,6 +91,14 @@ def response_log_probs(
     return ResponseScores(log_probs, entropy, hidden)
 
 
+def predicting(response_mask: torch.Tensor) -> torch.Tensor:
+    """(B, T) bool: where the states stand that predict the response tokens, each a column before its token.
+
+    Column 0 of response_mask is 0, so that nothing wraps round.
+    """
+    return response_mask.bool().roll(-1, dims=1)
+
+
 def states(
     model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, where: torch.Tensor
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
@@ -110,8 +115,8 @@ def states(
 
 def hidden_states(body: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Last hidden states (B, T, d) of a model without its head, in the fastest way that is known; with gradient."""
-    states: torch.Tensor = _run(body, input_ids, attention_mask).last_hidden_state
-    return states
+    hidden: torch.Tensor = _run(body, input_ids, attention_mask).last_hidden_state
+    return hidden
 
 
 def _run(module: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers.utils import logging
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Trunk(NamedTuple):
@@ -86,7 +87,7 @@ def _matching_transform(inner: Any, body: nn.Module, linear: nn.Module) -> str |
     with torch.no_grad(), evaluating(inner):
         own = inner(input_ids=tokens, use_cache=False).logits
         raw = linear(body(input_ids=tokens, use_cache=False).last_hidden_state)
-        tolerance = 1e-2 if own.dtype in (torch.bfloat16, torch.float16) else 1e-5
+        tolerance = 1e-2 if own.dtype in HALF else 1e-5
         for name, transform in _transforms(inner.config).items():
             ours = transform(raw)
             if ours.shape == own.shape and torch.allclose(ours.float(), own.float(), rtol=tolerance, atol=tolerance):
@@ -101,6 +102,11 @@ def walk(module: nn.Module) -> Iterator[nn.Module]:
         if (current := stack.pop()) is not None:
             yield current
             stack.extend(current._modules.values())
+
+
+def checkpoints_activations(model: nn.Module) -> bool:
+    """Whether backward passes compute activations anew: outside of any context that the forward pass was in."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in walk(model))
 
 
 @contextmanager

@@ -22,10 +22,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
-from textgen_env.trunk import walk
+from textgen_env.trunk import HALF, checkpoints_activations
 
 MARGIN = 1.25  # float32 must be this much faster: far from 1, so that every process on a machine decides alike
-_HALF = (torch.bfloat16, torch.float16)
 
 
 def wide_products(inner: Any, copies: dict[int, Tensor] | None = None) -> AbstractContextManager[Any]:
@@ -36,11 +35,13 @@ def wide_products(inner: Any, copies: dict[int, Tensor] | None = None) -> Abstra
         copies: where float32 copies of the weights are kept from call to call, by the id of the weight; whoever owns
             them empties them when weights change. Without gradient only. None: nothing is kept.
     """
-    if inner.device.type != "cpu" or inner.dtype not in _HALF or not float32_is_faster(inner.dtype):
-        return nullcontext()
-    if any(getattr(module, "gradient_checkpointing", False) for module in walk(inner)):
-        return nullcontext()  # the backward pass would read again outside the mode, and round differently
-    return WideProducts(copies)
+    suits = (
+        inner.device.type == "cpu"
+        and inner.dtype in HALF
+        and float32_is_faster(inner.dtype)
+        and not checkpoints_activations(inner)  # what is computed anew would be rounded differently
+    )
+    return WideProducts(copies) if suits else nullcontext()
 
 
 class WideProducts(TorchFunctionMode):
@@ -54,7 +55,7 @@ class WideProducts(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is not linear or kwargs or args[0].dtype not in _HALF or args[1].dtype != args[0].dtype:
+        if func is not linear or kwargs or args[0].dtype not in HALF or args[1].dtype != args[0].dtype:
             return func(*args, **(kwargs or {}))
         x, weight, bias = args if len(args) == 3 else (*args, None)
         if self._copies is None:

@@ -25,8 +25,8 @@ from textgen_env.integrations.sb3_buffer import check_tokens
 from textgen_env.language_model import LanguageModel
 from textgen_env.prefix_cache import PrefixCache
 from textgen_env.sampling import sample, warp_logits
-from textgen_env.scoring import response_log_probs, states
-from textgen_env.trunk import unwrap
+from textgen_env.scoring import predicting, response_log_probs, states
+from textgen_env.trunk import HALF, unwrap
 
 MOST_CACHES = 3  # training, evaluation and single observations; further batch sizes push the oldest out
 
@@ -184,8 +184,7 @@ class LanguageModelMixin:
 
     def _shared_states(self: Any, obs: dict[str, Tensor]) -> Any:
         input_ids, attention_mask, response_mask = share_forwards(*_prefixes(obs))
-        before = response_mask.bool().roll(-1, dims=1)  # column 0 is never a response: nothing wraps round
-        return states(self.actor, input_ids, attention_mask, before)
+        return states(self.actor, input_ids, attention_mask, predicting(response_mask))
 
     def _values(self: Any, hidden: Tensor) -> Tensor:
         return self.value_scale * self.value_net(hidden.float())
@@ -270,7 +269,7 @@ def _check_spaces(observation_space: Any, action_space: Any, model: LanguageMode
 
 
 def _warn_of_lost_steps(actor: nn.Module, lora_rank: int) -> None:
-    if not lora_rank and unwrap(actor).dtype in (torch.bfloat16, torch.float16):
+    if not lora_rank and unwrap(actor).dtype in HALF:
         warnings.warn(
             "dtype: half-precision weights round small steps of the optimiser away; use lora_rank or float32",
             UserWarning,
