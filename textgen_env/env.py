@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from textgen_env.face import RENDER_MODES, Face, prompt_choice
 from textgen_env.language_model import LanguageModel
+from textgen_env.settings import spelled_out
 
 Observation = dict[str, NDArray[Any]]
 SLOT = np.zeros(1, dtype=np.int64)  # the rows of an engine with one slot
@@ -82,6 +83,7 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}
 
+    @spelled_out
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
         self._set_up(1, arguments, render_mode)
         self.observation_space, self.action_space = self._spaces()  # type: ignore[assignment]

@@ -14,11 +14,10 @@ from gymnasium import spaces
 
 from textgen_env.engine import Engine
 from textgen_env.episode import Prompt, StepResult
-from textgen_env.kl import FixedKLCoefficient
 from textgen_env.language_model import LanguageModel
 from textgen_env.prompts import as_prompt
 from textgen_env.render import Frame, render_ansi, render_rgb
-from textgen_env.settings import Settings
+from textgen_env.settings import Settings, check_choice, check_kl_coef
 
 CLEAR = "\x1b[2J\x1b[H"  # wipe the terminal and go to its upper left corner
 RENDER_MODES = ("human", "ansi", "rgb_array")
@@ -35,8 +34,8 @@ class Face:
     render_mode: str | None
 
     def _set_up(self, slots: int, arguments: dict[str, Any], render_mode: str | None) -> None:
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ValueError(f"render_mode={render_mode!r} must be one of {', '.join(RENDER_MODES)} or None")
+        if render_mode is not None:
+            check_choice("render_mode", render_mode, RENDER_MODES)
         self.render_mode = render_mode
         self.engine = Engine(slots, Settings.parse(type(self).__name__, arguments))
 
@@ -82,7 +81,7 @@ class Face:
 
     @kl_coef.setter
     def kl_coef(self, value: float) -> None:
-        self.engine.kl.coef = FixedKLCoefficient(value).value
+        self.engine.kl.coef = check_kl_coef(value)
 
     @property
     def kl_estimator(self) -> str:

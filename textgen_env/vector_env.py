@@ -16,6 +16,8 @@ from textgen_env.engine import Rows
 from textgen_env.episode import StepResult
 from textgen_env.face import RENDER_MODES, Face, prompt_choice
 from textgen_env.language_model import LanguageModel
+from textgen_env.messages import shown
+from textgen_env.settings import spelled_out
 
 Observations = dict[str, NDArray[Any]]
 REST = -1  # the action of a slot that has ended and is to be left alone (autoreset_mode DISABLED)
@@ -44,6 +46,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}
 
+    @spelled_out
     def __init__(
         self,
         num_envs: int = 1,
@@ -52,8 +55,9 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         render_mode: str | None = None,
         **arguments: Any,
     ) -> None:
-        if not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r} must be an integer of at least 1")
+        if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
+            raise ValueError(f"num_envs={shown(num_envs)} must be an integer of at least 1")
+        num_envs = int(num_envs)
         self.num_envs = num_envs
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -245,4 +249,5 @@ def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
         return AutoresetMode(mode)
     except ValueError:
         known = ", ".join(repr(known.value) for known in AutoresetMode)
-        raise ValueError(f"autoreset_mode={mode!r} must be one of {known}") from None
+        kind = ValueError if isinstance(mode, str) else TypeError
+        raise kind(f"autoreset_mode={shown(mode)} must be one of {known}") from None
