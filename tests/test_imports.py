@@ -19,7 +19,7 @@ ORDER = [
     ["prefix_cache"],
     ["language_model"],
     ["scorers"],
-    ["settings", "kl_penalty", "vocabulary"],
+    ["settings", "kl_penalty", "saved_state", "vocabulary"],
     ["engine"],
     ["face"],
     ["env", "vector_env"],

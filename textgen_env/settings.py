@@ -33,6 +33,9 @@ _REQUIRED = {
     "scorer": "what a response is worth (a name, a mapping or a function)",
 }
 _MEANT = {"max_episode_steps": "max_new_tokens"}  # the words of other libraries that no spelling would suggest
+BYTES_PER_TOKEN = 26  # of a slot: ids, two masks, and the bounds of the observation space
+BYTES_PER_NEW_TOKEN = 24  # reward, log π_ref and KL
+MOST_BYTES = 4 * 2**30  # far beyond what anybody trains with: 4,096 slots of 20,000 tokens
 _FLOAT32 = np.finfo(np.float32)
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -176,6 +179,22 @@ def check_number(name: str, value: Any, wanted: str, right: Callable[[float], bo
     if not (math.isfinite(number) and right(number)):
         raise ValueError(f"{name}={shown(value)} must be {wanted}")
     return number
+
+
+def check_room(slots: int, settings: Settings, model: LanguageModel) -> None:
+    """The rows of all slots fit into memory, or a ValueError says what would."""
+    prompt, new = settings.max_prompt_tokens, settings.max_new_tokens
+    needed = slots * ((prompt + new) * BYTES_PER_TOKEN + new * BYTES_PER_NEW_TOKEN)
+    if needed <= MOST_BYTES:
+        return
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    reads = f"; {model.source!r} reads at most {positions} tokens, prompt and response together" if positions else ""
+    fit = MOST_BYTES // (needed // slots)
+    slots_that_fit = f"at most {fit} slots would fit" if fit else "not one slot would fit"
+    raise ValueError(
+        f"max_prompt_tokens={prompt} and max_new_tokens={new} with num_envs={slots} need {needed / 2**30:,.1f} GiB for "
+        f"tokens alone, more than {MOST_BYTES / 2**30:.0f}: {slots_that_fit}{reads}"
+    )
 
 
 def check_kl_coef(value: Any) -> float:
