@@ -121,6 +121,7 @@ def _read_slot(engine: Engine, saved: Any, where: str) -> SavedSlot:
     tokens = [_numbers(columns, index, f"{where}['tokens']", (int, float)) for index in range(len(columns))]
     settings = engine.settings
     fits = {
+        "prompt": (prompt is None) == (not token_ids) and not (playing and prompt is None),
         "token_ids": all(0 <= token < _ids(engine) for token in token_ids),
         "response_length": 0 <= length <= min(len(token_ids), settings.max_new_tokens - playing),
         "finish_reason": reason in [None, *(known.value for known in FinishReason)]
@@ -128,7 +129,6 @@ def _read_slot(engine: Engine, saved: Any, where: str) -> SavedSlot:
         "potentials": len(potentials) == len(engine.part_names) and all(map(math.isfinite, potentials)),
         "tokens": [len(column) for column in tokens] == [length] * len(engine.token_columns)
         and all(map(math.isfinite, tokens[0])),
-        "playing": not (playing and prompt is None),
     }
     fits["token_ids"] &= not token_ids if prompt is None else 1 <= len(token_ids) - length <= settings.max_prompt_tokens
     for key, fit in fits.items():

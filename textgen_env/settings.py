@@ -36,7 +36,7 @@ _MEANT = {"max_episode_steps": "max_new_tokens"}  # the words of other libraries
 BYTES_PER_TOKEN = 26  # of a slot: ids, two masks, and the bounds of the observation space
 BYTES_PER_NEW_TOKEN = 24  # reward, log π_ref and KL
 MOST_BYTES = 4 * 2**30  # far beyond what anybody trains with: 4,096 slots of 20,000 tokens
-_FLOAT32 = np.finfo(np.float32)
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
@@ -78,10 +78,9 @@ class Settings:
             )
         self._set("kl_coef", check_kl_coef(self.kl_coef))
         self._set("temperature", check_number("temperature", self.temperature, "a finite number > 0", lambda x: x > 0))
-        if not _FLOAT32.tiny <= self.temperature <= _FLOAT32.max:
+        if not SMALLEST <= self.temperature <= LARGEST:
             raise ValueError(
-                f"temperature={self.temperature} must be from {_FLOAT32.tiny:.1e} to {_FLOAT32.max:.1e}: it divides "
-                "logits in float32"
+                f"temperature={self.temperature} must be from {SMALLEST:.1e} to {LARGEST:.1e}, as it divides logits"
             )
         self._set("reference_top_p", check_number("reference_top_p", self.reference_top_p, "in (0, 1]", _is_share))
         if not isinstance(self.kl_estimator, str):
