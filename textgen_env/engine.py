@@ -291,8 +291,18 @@ class Engine:
             if not np.isnan(values[row, :length]).any():
                 info[name] = float(values[row, :length].sum())
         if hasattr(self.scorer, "info"):
-            info["scorer_info"] = {key: float(value) for key, value in self.scorer.info().items()}
+            info["scorer_info"] = self._counters()
         return info
+
+    def _counters(self) -> dict[str, float]:
+        """The scorer's counters, as plain numbers."""
+        counters: Any = self.scorer.info()  # type: ignore[attr-defined]
+        try:
+            return {str(key): float(value) for key, value in counters.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ScorerError(
+                f"scorer {scorer_name(self.scorer)!r}: info() must map names to numbers, got {shown(counters)}"
+            ) from error
 
     # --- actions and policies -----------------------------------------------------------------------------------------
 

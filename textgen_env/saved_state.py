@@ -54,7 +54,7 @@ def load_engine_state(engine: Engine, state: Any, where: str = "state['engine']"
     """
     coef = check_kl_coef(entry(state, "kl_coef", object, where))
     if "made_with" in state and state["made_with"] != (ours := _made_with(engine)):
-        raise ValueError(f"{where} is of an environment made with {state['made_with']}; this one has {ours}")
+        raise ValueError(f"{where}['made_with']: the state is of one made with {state['made_with']}; this has {ours}")
     saved = entry(state, "slots", list, where)
     if len(saved) != len(engine.playing):
         raise ValueError(f"the state has {len(saved)} slots, this environment {len(engine.playing)}")
