@@ -104,11 +104,31 @@ def test_first_reset_that_cuts_an_episode_is_told_once(arguments: dict[str, Any]
     assert not told(lambda: (play(env, limit), env.reset()))
 
 
-def test_limit_of_one_token_is_told_at_the_second_reset(arguments: dict[str, Any]) -> None:
+def test_limit_of_one_token_is_told(arguments: dict[str, Any]) -> None:
     env = gym.make("textgen/TextGen-v0", max_episode_steps=1, **arguments)
+    env.reset(seed=0)
+    assert len(told(lambda: (play(env, 1), env.reset()))) == 1
+    env = TextGenEnv(**arguments)  # and a loop
     env.reset(seed=0)
     assert not told(lambda: (play(env, 1), env.reset()))
     assert len(told(lambda: (play(env, 1), env.reset()))) == 1
+
+
+def test_limit_is_told_though_other_episodes_end(arguments: dict[str, Any]) -> None:
+    env = gym.make("textgen/TextGen-v0", max_episode_steps=3, **arguments)
+    env.reset(seed=0)
+    env.step(EOS)
+    assert not told(env.reset)
+    assert len(told(lambda: (play(env, 3), env.reset()))) == 1
+
+
+def test_loop_between_two_ends_is_told(arguments: dict[str, Any]) -> None:
+    env = TextGenEnv(**arguments)
+    env.reset(seed=0)
+    env.step(EOS)
+    env.reset()
+    assert not told(lambda: (play(env, 3), env.reset()))  # as after a training that ends in the middle
+    assert len(told(lambda: (play(env, 3), env.reset()))) == 1
 
 
 def test_limit_below_autoreset_is_told(arguments: dict[str, Any]) -> None:
@@ -159,9 +179,10 @@ def test_vector_env_whose_slots_are_cut(arguments: dict[str, Any], options: Any)
 def test_what_an_evaluation_leaves_is_no_cut(arguments: dict[str, Any]) -> None:
     env = TextGenVectorEnv(3, **arguments)
     env.reset(seed=0)
-    for actions in ([EOS, LETTER, LETTER], [LETTER, EOS, LETTER], [LETTER, LETTER, LETTER], [LETTER, LETTER, LETTER]):
-        env.step(np.array(actions))
-    assert not told(env.reset)
+    for _ in range(3):
+        for actions in ([EOS, LETTER, LETTER], [LETTER, LETTER, LETTER], [LETTER, LETTER, LETTER]):
+            env.step(np.array(actions))
+        assert not told(env.reset)
 
 
 @pytest.mark.parametrize("meant", [{"seed": 1}, {"options": {"prompt": "again"}}, {"options": {"prompt": 0}}])

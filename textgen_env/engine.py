@@ -40,6 +40,7 @@ class Engine:
         language_model: whose tokens are the actions; its weights load only when something asks for its logits.
         kl: the KL penalty, with the reference model.
         prefixes: the states.
+        episodes_ended: how many have ended by themselves, in all slots.
         playing: bool (n,); False before a reset and after the end of an episode.
         token_rewards: float64 (n, max_new_tokens); what each token of the running episode earned, for rendering.
         token_ref_log_probs, token_kls: the same for log π_ref and for the KL, in nats; NaN where unknown.
@@ -83,6 +84,7 @@ class Engine:
         )
         self._token_ids: dict[str, list[int]] = {}
         self._warned_of_cut = False
+        self.episodes_ended = 0
 
     def _load(self, role: str) -> LanguageModel:
         """The model of an argument; errors name that argument."""
@@ -180,6 +182,7 @@ class Engine:
         for at in endings:
             self.finish_reasons[rows[at]] = reasons[at]
         self.playing[rows[ended]] = False
+        self.episodes_ended += len(endings)
         cut = np.array([reason is FinishReason.LENGTH for reason in reasons], dtype=np.bool_)
         truncated = cut if self.settings.length_limit == "truncate" else np.zeros_like(cut)
         return StepResult(rewards, ended & ~truncated, truncated, parts, price.ref_log_prob, endings)

@@ -45,10 +45,14 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
       the first such step warns once;
     * delegated, after `env.unwrapped.delegate_kl()`: nothing, the agent or a hook adds it from `info["ref_logprob"]`.
 
+    Every reward is a finite number. Where there is none (an action to which policy or reference gives probability 0,
+    NaN in weights, overflow), `step` raises, and the episode stands where it was.
+
     ## Episode End
     Terminates at an EOS token, when the response contains a stop string, and at max_new_tokens: a horizon that belongs
     to the task, where the score is paid. With length_limit="truncate" that last case truncates instead. Do not put a
-    `TimeLimit` around it: it would cut episodes without their score.
+    `TimeLimit` around it (or max_episode_steps): it would cut episodes without their score. The first `reset` that
+    cuts a running episode, and names neither seed nor prompt, warns of it.
 
     ## Information
     Each step: `reward_parts` (named, they add up to the reward exactly) and, when a reference is on, `ref_logprob`.

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from textgen_env.engine import Engine
@@ -39,7 +41,7 @@ class Face:
         if render_mode is not None:
             check_choice("render_mode", render_mode, RENDER_MODES)
         self.render_mode = render_mode
-        self._last_cut, self._warned_of_reset = 0, False
+        self._cuts, self._ended_at_cut, self._warned_of_reset = 0, 0, False
         self.engine = Engine(slots, Settings.parse(type(self).__name__, arguments))
 
     def _spaces(self) -> tuple[spaces.Dict, spaces.Discrete]:
@@ -131,19 +133,24 @@ class Face:
         return info | result.endings.get(at, {})
 
     def _note_cut(self, rows: Iterable[int], *, meant: bool) -> None:
-        """Before a reset of these rows: warn, once, when it looks like a limit of steps that lies outside.
+        """Before a reset of these rows: warn, once, when it looks as if a limit of steps outside cuts episodes.
 
-        A `TimeLimit` (or a wrapper like it, or a loop) ends an episode of which we know nothing but that `reset` comes
-        while it runs. That is no proof: people restart, too. A restart is `meant` when it names a seed or a prompt.
-        Evaluations leave episodes that have just begun, of several lengths; a limit leaves them all at one length. And
-        checkers of environments (Stable-Baselines3's) cut a single episode after a single token: one token is a cut
-        only when the reset before cut one, too.
+        Of such a limit (a `TimeLimit`, a wrapper like it, a loop) we see no more than that `reset` comes while an
+        episode runs. A `TimeLimit` that is reached stands among the callers: that is proof. Otherwise a cut counts when
+        no episode has ended by itself since the last one, or at all: libraries leave episodes half-played, too, when
+        they turn from training to evaluation, but after others have ended. A restart is `meant` when it names a seed or
+        a prompt. And one token alone is a cut only if the reset before cut one, too: Stable-Baselines3's checker of
+        environments resets after a single token.
         """
         running = [row for row in rows if self.engine.playing[row]]
-        lengths = set(self.engine.prefixes.response_lengths[running].tolist()) - {0}
-        length = lengths.pop() if len(lengths) == 1 and not meant else 0
-        cut_again, self._last_cut = length == self._last_cut, length
-        if self._warned_of_reset or not (length >= 2 or (length and cut_again)):
+        length = 0 if meant or not running else int(self.engine.prefixes.response_lengths[running].max())
+        alone = self.engine.episodes_ended == self._ended_at_cut
+        self._cuts = 0 if not length else self._cuts + 1 if alone else 1
+        if length:
+            self._ended_at_cut = self.engine.episodes_ended
+        if not length or self._warned_of_reset:
+            return
+        if not (_reached_time_limit(length) or (alone and (length >= 2 or self._cuts >= 2))):
             return
         self._warned_of_reset = True
         warn_user(
@@ -223,6 +230,17 @@ class Face:
                 f"state[{key!r}]: the state has {len(saved)} slots, this environment {len(self.engine.playing)}"
             )
         return saved
+
+
+def _reached_time_limit(length: int) -> bool:
+    """Whether a `TimeLimit` of so many steps is among the callers."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, TimeLimit) and caller._max_episode_steps == length:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _generator_state(generator: np.random.Generator, saved: Any, row: int) -> Any:
