@@ -94,10 +94,7 @@ class Engine:
         try:
             return LanguageModel(source, device=self.settings.device, dtype=self.settings.dtype)
         except (FileNotFoundError, ValueError) as error:
-            told = str(error)
-            if not told.startswith("model: "):
-                raise
-            raise type(error)(f"{role}={shown(str(source))}: {told.removeprefix('model: ')}") from error
+            raise type(error)(f"{role}={shown(str(source))}: {str(error).removeprefix('model: ')}") from error
 
     # --- starting an episode ------------------------------------------------------------------------------------------
 
@@ -105,8 +102,7 @@ class Engine:
         """The prompt that a caller names: a text, a mapping, or an index into the set.
 
         Raises:
-            IndexError: an index beyond the set.
-            TypeError, ValueError: no prompt; see `as_prompt`.
+            IndexError, TypeError, ValueError: an index beyond the set, or no prompt; see `as_prompt`.
         """
         if isinstance(choice, (int, np.integer)) and not isinstance(choice, bool):
             if not 0 <= choice < len(self.prompts):
@@ -191,9 +187,8 @@ class Engine:
         """The rewards: what all parts add up to, one finite number per row."""
         # Python's sum, as a reader of `reward_parts` would take it: newer Pythons round it better than numpy does.
         rewards = np.array([sum(values) for values in zip(*(part.tolist() for part in parts.values()), strict=True)])
-        wrong = ~np.isfinite(rewards)
-        if wrong.any():
-            at = int(wrong.argmax())
+        if not np.isfinite(rewards).all():
+            at = int(np.isfinite(rewards).argmin())
             named = {name: float(part[at]) for name, part in parts.items()}
             raise ScorerError(
                 f"scorer {scorer_name(self.scorer)!r}: slot {rows[at]} would be paid {rewards[at]}, the sum of {named}"

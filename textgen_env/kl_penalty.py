@@ -236,9 +236,8 @@ def _check(
     values: NDArray[np.float64], rows: NDArray[np.int64], actions: NDArray[np.int64], what: str, remedy: str
 ) -> None:
     """Every value is a finite number, or a ValueError says for which slot and action it is not, and what may help."""
-    wrong = ~np.isfinite(values)
-    if wrong.any():
-        at = int(wrong.argmax())
+    if not np.isfinite(values).all():
+        at = int(np.isfinite(values).argmin())
         raise ValueError(
             f"slot {rows[at]}, action {actions[at]}: {what} is {values[at]}, not a finite number; {remedy}. "
             "No slot has moved"
