@@ -50,9 +50,9 @@ class Engine:
         self.scorer = get_scorer(settings.scorer)
         if hasattr(self.scorer, "fit_references"):
             self.scorer.fit_references([prompt.references for prompt in self.prompts])
-        self.language_model = self._load(settings.model)
-        reference = settings.reference
-        self.reference = self.language_model if reference in (None, settings.model) else self._load(reference)
+        self.language_model = self._load(settings.model, "model")
+        same = settings.reference in (None, settings.model)
+        self.reference = self.language_model if same else self._load(settings.reference, "reference")
         same_vocabulary(self.language_model, self.reference)
         if settings.kl_coef > 0 or settings.reference_top_p < 1:
             fits_positions(self.reference, settings.max_prompt_tokens, settings.max_new_tokens)
@@ -82,10 +82,10 @@ class Engine:
         self._token_ids: dict[str, list[int]] = {}
         self._warned_of_cut = False
 
-    def _load(self, source: Any) -> LanguageModel:
+    def _load(self, source: Any, role: str) -> LanguageModel:
         if isinstance(source, LanguageModel):
             return source
-        return LanguageModel(source, device=self.settings.device, dtype=self.settings.dtype)
+        return LanguageModel(source, device=self.settings.device, dtype=self.settings.dtype, role=role)
 
     # --- starting an episode ------------------------------------------------------------------------------------------
 
