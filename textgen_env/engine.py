@@ -48,6 +48,8 @@ class Engine:
         self.settings = settings
         self.prompts = load_prompts(settings.prompts)
         self.scorer = get_scorer(settings.scorer)
+        if hasattr(self.scorer, "load_models"):
+            self.scorer.load_models()
         if hasattr(self.scorer, "fit_references"):
             self.scorer.fit_references([prompt.references for prompt in self.prompts])
         self.language_model = self._load(settings.model, "model")

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from textgen_env.loading import LOADING, Location, load_weights, open_model
+from textgen_env.loading import LOADING, Location, as_device, as_dtype, load_weights, open_model
 from textgen_env.model_kinds import check_causal, check_live_causal
 from textgen_env.prefix_cache import PrefixCache
 from textgen_env.scoring import response_log_probs
 from textgen_env.trunk import evaluating, unwrap
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENS_PER_BATCH = 4096  # padded tokens that `log_probs` sends through the model at a time
 _LIVE = "LanguageModel.from_modules(model, tokenizer)"
 
@@ -62,7 +61,7 @@ class LanguageModel:
         role: str = "model",
     ) -> None:
         self.source = str(source)
-        self.device, self.dtype, self.strict = _device(device), _dtype(dtype), strict
+        self.device, self.dtype, self.strict = as_device(device), as_dtype(dtype), strict
         self._location: Location | None
         self._location, self.config, self.tokenizer = open_model(source, role, _LIVE, check_causal)
         self._model: PreTrainedModel | None = None
@@ -177,20 +176,3 @@ class LanguageModel:
         self.bos_token_id: int | None = self.tokenizer.bos_token_id
         choices = (self.tokenizer.pad_token_id, getattr(config, "pad_token_id", None), *sorted(self.eos_token_ids), 0)
         self.pad_token_id = next(int(token) for token in choices if token is not None and 0 <= token < self.vocab_size)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device: {device!r} is unknown or not present on this machine") from error
-    return found
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    assert found is not None
-    return found

@@ -28,6 +28,7 @@ from textgen_env.trunk import without_progress_bars
 LOADING = threading.RLock()
 """Held by whatever loads: transformers changes global state of torch while it builds a model."""
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
@@ -311,3 +312,30 @@ def _check_finite(model: Any, place: Location) -> None:
             if not bool(torch.isfinite(ends).all()):
                 dtype = str(parameter.dtype).removeprefix("torch.")
                 raise ValueError(f"{place.role}: {name} of {place.source!r} holds NaN or infinity as {dtype}")
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ValueError: it is unknown, or not on this machine.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device: {device!r} is unknown or not present on this machine") from error
+    return found
+
+
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """One of the types in which models run.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    assert found is not None
+    return found
