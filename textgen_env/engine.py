@@ -50,6 +50,8 @@ class Engine:
         self.settings = settings
         self.prompts = load_prompts(settings.prompts)
         self.scorer = get_scorer(settings.scorer)
+        if hasattr(self.scorer, "load_models"):
+            self.scorer.load_models()
         if hasattr(self.scorer, "fit_references"):
             self.scorer.fit_references([prompt.references for prompt in self.prompts])
         self.language_model = self._load("model")
@@ -91,10 +93,7 @@ class Engine:
         source = getattr(self.settings, role)
         if not isinstance(source, (str, Path)):
             return source
-        try:
-            return LanguageModel(source, device=self.settings.device, dtype=self.settings.dtype)
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"{role}={shown(str(source))}: {str(error).removeprefix('model: ')}") from error
+        return LanguageModel(source, device=self.settings.device, dtype=self.settings.dtype, role=role)
 
     # --- starting an episode ------------------------------------------------------------------------------------------
 

@@ -65,6 +65,11 @@ class Face:
         return self.engine.language_model
 
     @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model, as transformers loads it."""
+        return self.engine.language_model.tokenizer
+
+    @property
     def reference(self) -> LanguageModel:
         """The model that the KL penalty holds the policy to."""
         return self.engine.reference

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from textgen_env.kl import KL_ESTIMATORS, KLEstimator, check_estimator
-from textgen_env.language_model import DTYPES
+from textgen_env.loading import DTYPES
 from textgen_env.messages import shown
 from textgen_env.prompts import PromptSource
 
