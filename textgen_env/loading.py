@@ -307,7 +307,7 @@ def _few(names: list[str]) -> str:
 def _check_finite(model: Any, place: Location) -> None:
     """One pass over the weights: NaN and infinity show in the least and the greatest."""
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.numel():
+        if parameter.dtype in DTYPES.values() and parameter.numel():
             ends = torch.stack(torch.aminmax(parameter.detach())).float()
             if not bool(torch.isfinite(ends).all()):
                 dtype = str(parameter.dtype).removeprefix("torch.")
