@@ -6,6 +6,7 @@ Kinds of models are in `test_model_kinds.py`, causal models that load as ever in
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import shutil
 import threading
@@ -81,12 +82,17 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_weights_that_do_not_fit_are_refused(damage: str, folder: Path) -> None:
+def test_weights_that_do_not_fit_are_refused(
+    damage: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     change, message = DAMAGE[damage]
     edit_tensors(folder, change)
     with pytest.raises(ValueError, match=f"model: the tensors of .* do not fit LlamaForCausalLM: {message}"):
         LanguageModel(folder).model  # noqa: B018
+    assert caplog.text == "", "the error says all there is to say"
     assert LanguageModel(folder, strict=False).model is not None
+    assert "LOAD REPORT" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -266,13 +266,16 @@ def _check_hub_files(place: Location) -> None:
 def _without_report(strict: bool) -> Iterator[None]:
     """Silence the table of missing tensors that transformers logs, where an error says the same."""
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
+
+    def passes(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
     if strict:
-        logger.setLevel(logging.ERROR)
+        logger.addFilter(passes)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(passes)
 
 
 def _check_complete(model: Any, info: dict[str, Any], place: Location) -> None:
