@@ -14,7 +14,7 @@ def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
         assert ours.keys() == theirs.keys(), where
         for key in ours:
             assert_same(ours[key], theirs[key], f"{where}/{key}")
-    elif isinstance(ours, (tuple, list)):
+    elif isinstance(ours, tuple):
         for index, pair in enumerate(zip(ours, theirs, strict=True)):
             assert_same(*pair, f"{where}[{index}]")
     elif isinstance(ours, np.ndarray):

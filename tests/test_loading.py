@@ -1,11 +1,12 @@
-"""Which models are read and which refused: kinds, files, whole weights, and many threads that load at once.
+"""Which files are read and which refused, whole weights, and many threads that load at once.
 
-Causal models that load as ever are in `test_language_model.py`.
+Kinds of models are in `test_model_kinds.py`, causal models that load as ever in `test_language_model.py`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import shutil
 import threading
@@ -14,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import pytest
 import torch
 import transformers as hf
@@ -35,10 +35,6 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 40,
 }
-BART: dict[str, Any] = {"vocab_size": 264, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
-BART |= {f"{side}_{what}": 4 for side in ("encoder", "decoder") for what in ("attention_heads", "ffn_dim")}
-T5: dict[str, Any] = {"vocab_size": 264, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 4}
-VIT: dict[str, Any] = {key: SIZES[key] for key in SIZES if key not in ("vocab_size", "max_position_embeddings")}
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -67,6 +63,7 @@ def edit_config(folder: Path, **fields: Any) -> Path:
     return folder
 
 
+<<<<<<< HEAD
 # --- kinds ------------------------------------------------------------------------------------------------------------
 
 OTHER_KINDS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -140,6 +137,8 @@ def test_live_modules_the_wrong_way_round() -> None:
         LanguageModel.from_modules(random_model("gpt2", 259), None)
 
 
+=======
+>>>>>>> models
 # --- whole weights ----------------------------------------------------------------------------------------------------
 
 DAMAGE: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
@@ -159,12 +158,17 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_weights_that_do_not_fit_are_refused(damage: str, folder: Path) -> None:
+def test_weights_that_do_not_fit_are_refused(
+    damage: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     change, message = DAMAGE[damage]
     edit_tensors(folder, change)
     with pytest.raises(ValueError, match=f"model: the tensors of .* do not fit LlamaForCausalLM: {message}"):
         LanguageModel(folder).model  # noqa: B018
+    assert caplog.text == "", "the error says all there is to say"
     assert LanguageModel(folder, strict=False).model is not None
+    assert "LOAD REPORT" in caplog.text
 
 
 @pytest.mark.parametrize(

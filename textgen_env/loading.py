@@ -266,13 +266,16 @@ def _check_hub_files(place: Location) -> None:
 def _without_report(strict: bool) -> Iterator[None]:
     """Silence the table of missing tensors that transformers logs, where an error says the same."""
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
+
+    def passes(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
     if strict:
-        logger.setLevel(logging.ERROR)
+        logger.addFilter(passes)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(passes)
 
 
 def _check_complete(model: Any, info: dict[str, Any], place: Location) -> None:
@@ -307,7 +310,7 @@ def _few(names: list[str]) -> str:
 def _check_finite(model: Any, place: Location) -> None:
     """One pass over the weights: NaN and infinity show in the least and the greatest."""
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.numel():
+        if parameter.dtype in DTYPES.values() and parameter.numel():
             ends = torch.stack(torch.aminmax(parameter.detach())).float()
             if not bool(torch.isfinite(ends).all()):
                 dtype = str(parameter.dtype).removeprefix("torch.")

@@ -6,6 +6,7 @@ The oracle throughout is the library's own model on one text by itself, without 
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 import re
 from pathlib import Path
@@ -270,8 +271,12 @@ def test_pickled_weights_are_refused_unread(name: str, tmp_path: Path) -> None:
         get_scorer(name, model=folder)
 
 
-def test_making_an_environment_loads_the_scorer() -> None:
+def test_making_an_environment_loads_the_scorer_and_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     env = make("sentiment")
+    assert caplog.text == ""
     assert env.unwrapped.scorer.model._batched is not None
     twin = copy.deepcopy(env.unwrapped.scorer)
     assert twin.model._batched is None
