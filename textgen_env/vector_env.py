@@ -199,6 +199,14 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         column[rows[stays]] = values[stays]
         return column
 
+    def abandon(self, slots: NDArray[np.int64]) -> None:
+        """End the running episodes of some slots without a score; they wait for their reset (autoreset_mode DISABLED).
+
+        What a wrapper that truncates leaves behind: to the environment such an episode is still running.
+        """
+        self.engine.playing[slots] = False
+        self._truncated[slots] = True
+
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     def action_masks(self) -> NDArray[np.bool_]:
