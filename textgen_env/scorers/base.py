@@ -131,6 +131,11 @@ def select_rows(columns: Mapping[str, Any], rows: Sequence[int], n: int) -> dict
     }
 
 
+def bounded(value: float, low: float = 0.0, high: float = 1.0) -> float:
+    """A value that lies between two bounds but for rounding: 1.0000000000000004 is 1.0."""
+    return min(max(float(value), low), high)
+
+
 def add_parts(parts: Mapping[str, Sequence[float]], n: int) -> list[float]:
     """The n scores of named parts: their sum from left to right, starting at 0.0."""
     totals = [0.0] * n

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .base import usable_references
+from .base import bounded, usable_references
 from .shared_state import LRUCache
 from .words import Ngram, ngram_counts, ptb_tokenize, tokenizer_of
 
@@ -141,7 +141,7 @@ class CIDEr:
             references, lambda: [self._vector(self._finished_tokens(reference)) for reference in references]
         )
         total = sum(self._similarity(candidate, other) for other in others)
-        return total / (len(references) * self.order)
+        return bounded(total / (len(references) * self.order))
 
     def _finished_tokens(self, text: str) -> list[str]:
         """The tokens of a text that ended by itself."""

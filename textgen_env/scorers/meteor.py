@@ -14,7 +14,7 @@ from nltk.corpus import wordnet
 from nltk.stem.porter import PorterStemmer
 from nltk.translate.meteor_score import meteor_score
 
-from .base import usable_references
+from .base import bounded, usable_references
 from .shared_state import LRUCache
 from .words import tokenizer_of
 
@@ -76,4 +76,5 @@ class METEOR:
     def _score(self, text: str, references: tuple[str, ...]) -> float:
         others = self._references.get_or_make(references, lambda: [self.tokenizer(other) for other in references])
         thesaurus = wordnet if self.synonyms else _NoSynonyms
-        return float(meteor_score(others, self.tokenizer(text), stemmer=_STEMMER, wordnet=thesaurus, **self.settings))
+        score = meteor_score(others, self.tokenizer(text), stemmer=_STEMMER, wordnet=thesaurus, **self.settings)
+        return bounded(score)

@@ -6,13 +6,14 @@ a task asks for the same references in every epoch; scales; and what to do with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 from sacrebleu import metrics
 
-from .base import usable_references
+from .base import bounded, usable_references
 from .shared_state import LRUCache
 from .words import ngram_counts
 
@@ -39,7 +40,7 @@ class _SacrebleuScorer:
 
     def _score(self, text: str, references: tuple[str, ...]) -> float:
         """The reward of one text."""
-        return self._published(text, references) / 100.0
+        return bounded(self._published(text, references) / 100.0)
 
     def _published(self, text: str, references: tuple[str, ...]) -> float:
         """The metric as sacrebleu prints it."""
@@ -165,8 +166,8 @@ class TER(_SacrebleuScorer):
 
     def _score(self, text: str, references: tuple[str, ...]) -> float:
         if max(len(t.split()) for t in (text, *references)) > self.max_words:
-            return -self._without_shifts(text, references)
-        return -self._published(text, references) / 100.0
+            return 0.0 - self._without_shifts(text, references)
+        return 0.0 - self._published(text, references) / 100.0
 
     def _without_shifts(self, text: str, references: tuple[str, ...]) -> float:
         """Fewest word edits to a reference over the mean reference length, as in TER but for shifts."""
@@ -191,15 +192,15 @@ def corpus_chrf(completions: Sequence[str], references: Sequence[Sequence[str]],
 
 def corpus_ter(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Corpus TER in [0, ∞) per cent; lower is better. Arguments as for `sacrebleu.TER`."""
-    return _corpus(metrics.TER(**kwargs), completions, references)
+    return _corpus(metrics.TER(**kwargs), completions, references, math.inf)
 
 
-def _corpus(metric: Any, completions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """`corpus_score` of sacrebleu, whose references come as streams, filled up with `None`."""
+def _corpus(metric: Any, completions: Sequence[str], references: Sequence[Sequence[str]], high: float = 100.0) -> float:
+    """`corpus_score` of sacrebleu, whose references come as streams, filled up with `None`; no more than `high`."""
     rows = usable_references(references, "corpus_score")
     longest = max(map(len, rows))
     streams = [[row[i] if i < len(row) else None for row in rows] for i in range(longest)]
-    return float(metric.corpus_score(list(completions), streams).score)
+    return bounded(metric.corpus_score(list(completions), streams).score, high=high)
 
 
 def _bleu(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .base import usable_references
+from .base import bounded, usable_references
 from .shared_state import LRUCache
 from .text_model import TextModel, text_model
 
@@ -71,7 +71,7 @@ class Similarity:
         self.model.load_models()
 
     def _combine(self, cosines: torch.Tensor) -> float:
-        return float(cosines.max() if self.multi == "best" else cosines.mean())
+        return bounded(float(cosines.max() if self.multi == "best" else cosines.mean()), -1.0, 1.0)
 
     def _embed_known(self, texts: set[str]) -> dict[str, torch.Tensor]:
         """Embeddings of references, each computed once."""
