@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .base import bounded, usable_references
+from .answers import bounded
+from .base import usable_references
 from .shared_state import LRUCache
 from .words import Ngram, ngram_counts, ptb_tokenize, tokenizer_of
 

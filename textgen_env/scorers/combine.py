@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .base import add_parts, part_names, score_parts, scorer_name, select_rows
+from .answers import Scores, add_applying, add_parts, applying, scorer_name, times
+from .base import part_names, raw_parts, score_parts, select_rows
 from .registry import get_scorer
 from .shared_state import Lock
 from .wrapper import Parts, Spec, Wrapper
@@ -22,7 +23,8 @@ class Sum:
 
     `Sum({"style": "sentiment", "brevity": (0.2, {"name": "length", "maximum": 20})})`, or a list instead of a mapping.
     A part is named by its key, in a list by its scorer; a member with several parts has them as "key.part". With a
-    dense member the sum is dense: its other members then count 0 until a text is finished.
+    dense member the sum is dense: its other members then count 0 until a text is finished. Members that do not apply to
+    a text (`None`) are left out of its sum.
 
     Args:
         scorers: members, each a scorer or a pair [weight, scorer]; the weight is 1 by default. JSON will do.
@@ -59,11 +61,11 @@ class Sum:
         result: Parts = {}
         for key, weight, scorer in self.members:
             for part, values in self._ask(scorer, completions, columns).items():
-                result[self._part(key, part, scorer)] = [weight * value for value in values]
+                result[self._part(key, part, scorer)] = times(weight, values)
         return result
 
-    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
-        return add_parts(self.parts(completions, **columns), len(completions))
+    def __call__(self, completions: Sequence[str], **columns: Any) -> Scores:
+        return add_applying(self.parts(completions, **columns), len(completions))
 
     def info(self) -> dict[str, float]:
         """All members' counters, as "key.counter"."""
@@ -97,11 +99,11 @@ class Sum:
         n = len(completions)
         reasons = columns.get("finish_reasons")
         if not self.dense or getattr(scorer, "dense", False) or reasons is None:
-            return score_parts(scorer, completions, **columns)
+            return raw_parts(scorer, completions, **columns)
         rows = [row for row in range(n) if reasons[row] is not None]
-        result = {part: [0.0] * n for part in part_names(scorer)}
+        result: Parts = {part: [0.0] * n for part in part_names(scorer)}
         if rows:
-            chosen = score_parts(scorer, [completions[row] for row in rows], **select_rows(columns, rows, n))
+            chosen = raw_parts(scorer, [completions[row] for row in rows], **select_rows(columns, rows, n))
             for part, values in chosen.items():
                 for row, value in zip(rows, values, strict=True):
                     result[part][row] = value
@@ -159,9 +161,11 @@ class Affine(Wrapper):
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """Scaled parts."""
-        inner = score_parts(self.scorer, completions, **columns)
-        scaled = {part: [self.gain * value for value in values] for part, values in inner.items()}
-        return {**scaled, "bias": [self.bias] * len(completions)} if self.bias else scaled
+        inner = raw_parts(self.scorer, completions, **columns)
+        scaled = {part: times(self.gain, values) for part, values in inner.items()}
+        if not self.bias:
+            return scaled
+        return {**scaled, "bias": [self.bias if some else None for some in applying(inner, len(completions))]}
 
 
 class Clip(Wrapper):
@@ -191,12 +195,14 @@ class Clip(Wrapper):
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """Parts whose sum keeps to the bounds (to rounding, where there are several)."""
-        inner = score_parts(self.scorer, completions, **columns)
-        totals = add_parts(inner, len(completions))
-        clipped = [min(max(total, self.low), self.high) for total in totals]
+        inner = raw_parts(self.scorer, completions, **columns)
+        totals = add_applying(inner, len(completions))
         if len(inner) == 1:
-            return dict.fromkeys(inner, clipped)
-        return {**inner, "clip": [new - old for new, old in zip(clipped, totals, strict=True)]}
+            return {part: [None if total is None else self._held(total) for total in totals] for part in inner}
+        return {**inner, "clip": [None if total is None else self._held(total) - total for total in totals]}
+
+    def _held(self, total: float) -> float:
+        return min(max(total, self.low), self.high)
 
 
 class Normalize(Wrapper):
@@ -227,16 +233,20 @@ class Normalize(Wrapper):
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """Normalised parts; takes the finished texts' scores into the statistics."""
-        inner = score_parts(self.scorer, completions, **columns)
-        totals = add_parts(inner, len(completions))
+        inner = raw_parts(self.scorer, completions, **columns)
+        totals = add_applying(inner, len(completions))
         reasons = columns.get("finish_reasons") or ["eos"] * len(totals)
         with self._lock:
             for total, reason in zip(totals, reasons, strict=True):
-                if reason is not None:
+                if reason is not None and total is not None:
                     self._add(total)
             mean, std = self._mean, self._std()
-        scaled = {part: [value / std for value in values] for part, values in inner.items()}
-        return {**scaled, "mean": [-mean / std] * len(totals)} if self.center else scaled
+        scaled: Parts = {
+            part: [None if value is None else value / std for value in values] for part, values in inner.items()
+        }
+        if not self.center:
+            return scaled
+        return {**scaled, "mean": [None if total is None else -mean / std for total in totals]}
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics, and the inner scorer's state."""

@@ -12,7 +12,7 @@ import regex
 
 from textgen_env.messages import shown
 
-from .base import ScorerError
+from .answers import ScorerError
 from .json_text import find_json, read_json
 from .words import LETTER, composed
 

@@ -14,7 +14,8 @@ from nltk.corpus import wordnet
 from nltk.stem.porter import PorterStemmer
 from nltk.translate.meteor_score import meteor_score
 
-from .base import bounded, usable_references
+from .answers import bounded
+from .base import usable_references
 from .shared_state import LRUCache
 from .words import tokenizer_of
 

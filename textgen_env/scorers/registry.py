@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .base import scorer_name
+from .answers import scorer_name
 
 _LOCATIONS = {
     # lexical: completions against references

@@ -13,7 +13,8 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 from sacrebleu import metrics
 
-from .base import bounded, usable_references
+from .answers import bounded
+from .base import usable_references
 from .shared_state import LRUCache
 from .words import ngram_counts
 

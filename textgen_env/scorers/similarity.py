@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .base import bounded, usable_references
+from .answers import bounded
+from .base import usable_references
 from .shared_state import LRUCache
 from .text_model import TextModel, text_model
 
