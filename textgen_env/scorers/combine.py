@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from .answers import Scores, add_applying, add_parts, applying, scorer_name, times
@@ -36,9 +37,13 @@ class Sum:
     name = "sum"
 
     def __init__(self, scorers: Mapping[str, Any] | Sequence[Any]) -> None:
+        if not isinstance(scorers, (Mapping, Sequence)) or isinstance(scorers, str):
+            raise TypeError(f"sum: scorers must be a mapping or a list, got {type(scorers).__name__} {scorers!r}")
         named = scorers.items() if isinstance(scorers, Mapping) else [(None, item) for item in scorers]
-        weighted = [(key, *_weight_and_spec(item)) for key, item in named]
-        built = [(key, weight, get_scorer(spec)) for key, weight, spec in weighted]
+        for key in scorers if isinstance(scorers, Mapping) else ():
+            if not isinstance(key, str) or not key:
+                raise TypeError(f"sum: names of members must be texts that are not empty, got {key!r}")
+        built = [(key, *_member(index if key is None else key, item)) for index, (key, item) in enumerate(named)]
         self.members = [(key or scorer_name(scorer), weight, scorer) for key, weight, scorer in built]
         names = self.part_names
         if not names or len(set(names)) < len(names):
@@ -220,8 +225,8 @@ class Normalize(Wrapper):
 
     def __init__(self, scorer: Spec, center: bool = True, epsilon: float = 1e-6) -> None:
         super().__init__(scorer)
-        if not epsilon > 0:
-            raise ValueError(f"normalize: epsilon must be positive, got {epsilon}")
+        if not 0 < epsilon < math.inf:
+            raise ValueError(f"normalize: epsilon must be positive and finite, got {epsilon}")
         self.center, self.epsilon = center, epsilon
         self._count, self._mean, self._squares = 0, 0.0, 0.0
         self._lock = Lock()
@@ -271,11 +276,20 @@ class Normalize(Wrapper):
         return max(math.sqrt(self._squares / self._count), self.epsilon) if self._squares > 0 else 1.0
 
 
+def _member(key: str | int, item: Any) -> tuple[float, Callable[..., Any]]:
+    """Weight and scorer of a member; what is wrong with it says which one it is."""
+    weight, spec = _weight_and_spec(item)
+    try:
+        return weight, get_scorer(spec)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"sum, member {key!r}: {error}") from error
+
+
 def _weight_and_spec(item: Any) -> tuple[float, Any]:
     """A member of a sum: a scorer, or a pair of weight and scorer."""
     if not isinstance(item, (list, tuple)):
         return 1.0, item
-    if len(item) != 2 or isinstance(item[0], bool) or not isinstance(item[0], (int, float)):
+    if len(item) != 2 or isinstance(item[0], bool) or not isinstance(item[0], Real):
         raise ValueError(f"sum: a member must be a scorer or [weight, scorer], got {item!r}")
     if not math.isfinite(item[0]):
         raise ValueError(f"sum: weights must be finite, got {item[0]}")

@@ -45,6 +45,8 @@ class TokenRewards:
     dense = True
 
     def __init__(self, function: Callable[..., Sequence[Sequence[float]]], name: str | None = None) -> None:
+        if not callable(function):
+            raise TypeError(f"token_rewards: function must be a function, got {type(function).__name__} {function!r}")
         self.function = function
         self.name = name or scorer_name(function)
 

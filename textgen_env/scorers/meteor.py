@@ -6,6 +6,7 @@ tables, exists in Java alone and is not offered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,7 +18,7 @@ from nltk.translate.meteor_score import meteor_score
 from .answers import bounded
 from .base import usable_references
 from .shared_state import LRUCache
-from .words import tokenizer_of
+from .words import check_nltk, tokenizer_of
 
 
 class _Stemmer:
@@ -50,7 +51,8 @@ class METEOR:
         tokenizer: "ptb", "space", or a function from text to tokens.
 
     Raises:
-        ValueError: unknown tokenizer; when scoring, a text without references.
+        ValueError: unknown tokenizer, or a number out of range; when scoring, a text without references.
+        FileNotFoundError: `synonyms`, and WordNet is not there.
     """
 
     name = "meteor"
@@ -63,6 +65,11 @@ class METEOR:
         synonyms: bool = False,
         tokenizer: str | Callable[[str], list[str]] = "ptb",
     ) -> None:
+        for argument, value, most in [("alpha", alpha, 1.0), ("beta", beta, math.inf), ("gamma", gamma, 1.0)]:
+            if not 0.0 <= value <= most or math.isinf(value):
+                raise ValueError(f"meteor: {argument} must be at least 0 and at most {most}, got {value}")
+        if synonyms:
+            check_nltk("meteor: synonyms", "wordnet", lambda: wordnet.ensure_loaded())
         self.settings = {"alpha": alpha, "beta": beta, "gamma": gamma}
         self.synonyms = synonyms
         self.tokenizer = tokenizer_of(tokenizer, self.name)

@@ -29,6 +29,8 @@ class EosPenalty(Wrapper):
         super().__init__(scorer)
         if not 0 <= penalty < math.inf:
             raise ValueError(f"eos_penalty: penalty must be at least 0, got {penalty}")
+        if isinstance(accept, str):
+            raise ValueError(f"eos_penalty: accept must be a list of finish reasons, got the text {accept!r}")
         self.penalty, self.accept = penalty, (None, *accept)
 
     @property

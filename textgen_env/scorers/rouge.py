@@ -18,10 +18,11 @@ from nltk import sent_tokenize
 from nltk.stem.porter import PorterStemmer
 from rouge_score.scoring import fmeasure
 
+from .arguments import hands_on
 from .base import usable_references
 from .lcs import lcs_indices, lcs_length
 from .shared_state import LRUCache
-from .words import ptb_tokenize, tokenizer_of
+from .words import check_nltk, ptb_tokenize, tokenizer_of
 
 _STEMMER = PorterStemmer()
 _WORD = re.compile(r"[a-z0-9]+")
@@ -189,6 +190,8 @@ class RougeLsum(Rouge):
     ) -> None:
         if split not in ("newline", "nltk"):
             raise ValueError(f'rougeLsum: split must be "newline" or "nltk", got {split!r}')
+        if split == "nltk":
+            check_nltk('rougeLsum: split="nltk"', "punkt_tab", partial(sent_tokenize, ""))
         super().__init__(stem, measure, multi, tokenizer)
         self.split = split
 
@@ -216,21 +219,25 @@ def _corpus(scorer: Rouge, completions: Sequence[str], references: Sequence[Sequ
     return sum(values) / len(values)
 
 
+@hands_on(Rouge1)
 def corpus_rouge1(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Mean ROUGE-1 in [0, 1]. Arguments as for `Rouge1`."""
     return _corpus(Rouge1(**kwargs), completions, references)
 
 
+@hands_on(Rouge2)
 def corpus_rouge2(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Mean ROUGE-2 in [0, 1]. Arguments as for `Rouge2`."""
     return _corpus(Rouge2(**kwargs), completions, references)
 
 
+@hands_on(RougeL)
 def corpus_rougeL(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Mean ROUGE-L in [0, 1]. Arguments as for `RougeL`."""
     return _corpus(RougeL(**kwargs), completions, references)
 
 
+@hands_on(RougeLsum)
 def corpus_rougeLsum(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Mean ROUGE-Lsum in [0, 1]. Arguments as for `RougeLsum`."""
     return _corpus(RougeLsum(**kwargs), completions, references)

@@ -14,6 +14,7 @@ from rapidfuzz.distance import Levenshtein
 from sacrebleu import metrics
 
 from .answers import bounded
+from .arguments import hands_on
 from .base import usable_references
 from .shared_state import LRUCache
 from .words import ngram_counts
@@ -123,6 +124,10 @@ class ChrF(_SacrebleuScorer):
         whitespace: bool = False,
         eps_smoothing: bool = False,
     ) -> None:
+        if char_order < 1 or word_order < 0 or beta <= 0:
+            raise ValueError(
+                f"chrf: need char_order >= 1, word_order >= 0 and beta > 0, got {char_order=}, {word_order=}, {beta=}"
+            )
         super().__init__(
             metrics.CHRF(
                 char_order=char_order,
@@ -158,6 +163,8 @@ class TER(_SacrebleuScorer):
         case_sensitive: bool = False,
         max_words: int = 400,
     ) -> None:
+        if max_words < 0:
+            raise ValueError(f"ter: max_words must be at least 0, got {max_words}")
         super().__init__(
             metrics.TER(
                 normalized=normalized, no_punct=no_punct, asian_support=asian_support, case_sensitive=case_sensitive
@@ -179,6 +186,7 @@ class TER(_SacrebleuScorer):
         return edits / mean_length if mean_length else float(edits > 0)
 
 
+@hands_on(BLEU, effective_order=False)
 def corpus_bleu(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Corpus BLEU in [0, 100], without effective order unless asked for. Arguments as for `BLEU`."""
     settings = {"tokenize": "13a", "lowercase": False, "smooth_method": "exp", "smooth_value": None}
@@ -186,11 +194,13 @@ def corpus_bleu(completions: Sequence[str], references: Sequence[Sequence[str]],
     return _corpus(_bleu(**{**settings, **kwargs}), completions, references)
 
 
+@hands_on(ChrF)
 def corpus_chrf(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Corpus chrF in [0, 100]. Arguments as for `ChrF`."""
     return _corpus(metrics.CHRF(**kwargs), completions, references)
 
 
+@hands_on(TER, "max_words")
 def corpus_ter(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Corpus TER in [0, ∞) per cent; lower is better. Arguments as for `sacrebleu.TER`."""
     return _corpus(metrics.TER(**kwargs), completions, references, math.inf)
@@ -218,6 +228,10 @@ def _bleu(
     if smooth_method not in metrics.BLEU.SMOOTH_DEFAULTS:
         choices = ", ".join(metrics.BLEU.SMOOTH_DEFAULTS)
         raise ValueError(f"bleu: smooth_method must be one of {choices}, got {smooth_method!r}")
+    if max_ngram_order < 1:
+        raise ValueError(f"bleu: max_ngram_order must be at least 1, got {max_ngram_order}")
+    if smooth_value is not None and not 0 <= smooth_value < math.inf:
+        raise ValueError(f"bleu: smooth_value must be at least 0, got {smooth_value}")
     return metrics.BLEU(
         tokenize=tokenize,
         lowercase=lowercase,

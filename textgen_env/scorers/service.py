@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -34,6 +35,10 @@ class Cached(Wrapper):
 
     def __init__(self, scorer: Spec, maxsize: int = 65536, columns: Sequence[str] = ()) -> None:
         super().__init__(scorer)
+        if isinstance(columns, str):
+            raise ValueError(f"cached: columns must be a list of names, got the text {columns!r}")
+        if maxsize < 1:
+            raise ValueError(f"cached: maxsize must be at least 1, got {maxsize}")
         self.columns = tuple(columns)
         self._scores = LRUCache(maxsize)
         self.hits = self.misses = 0
@@ -106,10 +111,11 @@ class Patient(Wrapper):
         process: bool = False,
     ) -> None:
         super().__init__(scorer)
-        if min(workers, batch_size) < 1 or retries < 0 or not timeout > 0 or min(backoff, max_backoff) < 0:
+        counts = min(workers, batch_size) >= 1 and retries >= 0
+        if not (counts and 0 < timeout < math.inf and min(backoff, max_backoff) >= 0):
             raise ValueError(
-                f"patient: need workers, batch_size >= 1, timeout > 0, and retries, backoff, max_backoff >= 0; got "
-                f"{workers=}, {batch_size=}, {timeout=}, {retries=}, {backoff=}, {max_backoff=}"
+                f"patient: need workers, batch_size >= 1, finite timeout > 0, retries, backoff, max_backoff >= 0, "
+                f"got {workers=}, {batch_size=}, {timeout=}, {retries=}, {backoff=}, {max_backoff=}"
             )
         check_failure("patient: on_failure", on_failure)
         self.workers, self.batch_size, self.timeout = workers, batch_size, timeout

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .answers import bounded
+from .arguments import hands_on
 from .base import usable_references
 from .shared_state import LRUCache
 from .text_model import TextModel, text_model
@@ -33,6 +34,7 @@ class Similarity:
 
     name = "similarity"
 
+    @hands_on(TextModel, "task", "source", "role", max_length=256)
     def __init__(
         self, model: str | TextModel = "minilm", against: str = "references", multi: str = "best", **kwargs: Any
     ) -> None:

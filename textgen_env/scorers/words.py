@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import regex
 
@@ -56,6 +57,18 @@ def tokenizer_of(choice: str | Tokenizer | None, scorer: str, *further: str) -> 
         names = ", ".join([*further, *_TOKENIZERS])
         raise ValueError(f"{scorer}: tokenizer must be one of {names} or a function, got {choice!r}")
     return _TOKENIZERS[choice]
+
+
+def check_nltk(what: str, package: str, use: Callable[[], Any]) -> None:
+    """See that data of nltk are there, by using them.
+
+    Raises:
+        FileNotFoundError: they are not; the message says how to get them.
+    """
+    try:
+        use()
+    except LookupError:
+        raise FileNotFoundError(f"{what} needs data of nltk: python -m nltk.downloader {package}") from None
 
 
 def ngram_counts(tokens: Sequence[str], order: int) -> Counter[Ngram]:
