@@ -30,6 +30,10 @@ _WORDS: dict[Any, str] = {
 _JSON = (type(None), bool, int, float, str, list, dict)  # other things, such as a torch.dtype, a scorer checks itself
 
 
+class ArgumentError(TypeError, ValueError):
+    """An argument of a type that a scorer does not take: in Python a TypeError, in a JSON file a wrong value."""
+
+
 def check_arguments(
     name: str, factory: Callable[..., Any], arguments: Mapping[str, Any], *, complete: bool = True
 ) -> None:
@@ -42,9 +46,8 @@ def check_arguments(
         complete: whether it is called with nothing else.
 
     Raises:
-        TypeError: one that it does not know, one that is missing, or one of another type; the message names the scorer,
-            the argument and its value, and says what would be right.
-        ValueError: a single text where a list belongs.
+        TypeError: one that it does not know, or one that is missing.
+        ArgumentError: one of another type. All name the scorer, the argument and its value, and say what would be right.
     """
     parameters = inspect.signature(factory).parameters.values()
     known = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -61,8 +64,9 @@ def check_arguments(
     for key, value in arguments.items():
         hint = hints.get(key, Any)
         if isinstance(value, _JSON) and not _fits(value, hint):
-            error = ValueError if isinstance(value, str) and _fits([], hint) else TypeError
-            raise error(f"scorer {name!r}: {key} must be {_described(hint)}, got the {_kind(value)} {shown(value)}")
+            raise ArgumentError(
+                f"scorer {name!r}: {key} must be {_described(hint)}, got the {_kind(value)} {shown(value)}"
+            )
 
 
 def close_to(name: Any, known: Iterable[str]) -> str:
