@@ -47,7 +47,7 @@ def check_arguments(
 
     Raises:
         TypeError: one that it does not know, or one that is missing.
-        ArgumentError: one of another type. All name the scorer, the argument and its value, and say what would be right.
+        ArgumentError: one of another type. All name scorer, argument and value, and say what would be right.
     """
     parameters = inspect.signature(factory).parameters.values()
     known = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

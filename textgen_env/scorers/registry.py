@@ -48,6 +48,7 @@ _LOCATIONS = {
     "regex": "formats:Regex",
     "json_schema": "formats:JsonSchema",
     "keywords": "formats:Keywords",
+    "numeric_answer": "numeric_answer:NumericAnswer",
     "vader": "vader:Vader",
     # around other scorers
     "sum": "combine:Sum",
