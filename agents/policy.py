@@ -23,6 +23,8 @@ from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import hidden_states, predicting, response_log_probs
 from textgen_env.trunk import unwrap
 
+from .setting_checks import COUNT, COUNT_OR_ZERO, check, choice
+
 
 @dataclass
 class PolicyConfig:
@@ -36,6 +38,10 @@ class PolicyConfig:
     """LoRA scale: the update is alpha / rank · B·A."""
     frozen_layers: int = 0
     """Transformer blocks, from the input up, that do not learn; any number above 0 freezes the embeddings too."""
+
+    def __post_init__(self) -> None:
+        rules = {"critic": choice("shared", "separate"), "lora_alpha": COUNT}
+        check(self, rules | dict.fromkeys(("lora_rank", "frozen_layers"), COUNT_OR_ZERO))
 
 
 class Evaluation(NamedTuple):

@@ -23,7 +23,6 @@ from typing import Any, cast
 
 import gymnasium as gym
 import torch
-import tyro
 from torch import Tensor
 from tyro.conf import OmitArgPrefixes
 
@@ -31,6 +30,9 @@ from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, k1
 
 from .advantages import gae, masked_whiten
 from .batch import Batch, describe, mean_return, minibatches, similar_lengths, to_grid
+from .command_line import parse, resume_command
+from .command_line import run as run_program
+from .finite import NonFiniteError, check_finite
 from .losses import (
     approx_kl,
     clip_fraction,
@@ -48,10 +50,7 @@ from .policy import ActorCritic, Evaluation, frozen_scorer
 from .ppo_config import PPOConfig
 from .rollout import Rollout, collect
 from .run import Run, RunSettings
-
-
-class NonFiniteError(RuntimeError):
-    """A loss, reward or gradient is NaN or infinite; the step it names was not taken."""
+from .setting_checks import TEXT, check, optional
 
 
 class PPO:
@@ -263,8 +262,7 @@ class PPO:
         return language_model_loss(self.policy.evaluate(ids, mask, predicted).log_probs)
 
     def _check(self, name: str, values: Tensor) -> None:
-        if not torch.isfinite(values).all():
-            raise NonFiniteError(f"{name} is not finite in update {self.updates + 1}: {values.flatten()[:8].tolist()}")
+        check_finite(name, values, f"in update {self.updates + 1}")
 
     def iterate(self) -> tuple[dict[str, float], Rollout]:
         """One iteration of the loop: its metrics, with the speed of each phase, and the rollout it learned from."""
@@ -272,6 +270,9 @@ class PPO:
         rollout = self.collect()
         times.append(time.perf_counter())
         batch = self.advantages(rollout)
+        for name in ("old_log_probs", "values", "ref_log_probs", "rewards", "advantages"):
+            if (values := getattr(batch, name)) is not None:
+                self._check(name, values)
         times.append(time.perf_counter())
         metrics = {**batch.metrics, **self.update(batch)}
         times.append(time.perf_counter())
@@ -322,15 +323,31 @@ class PPOSettings(RunSettings):
     ppo: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
     """The algorithm."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, {"ptx_texts": optional(TEXT)})
+        if self.ppo.episodes < self.num_envs:
+            raise ValueError(f"episodes={self.ppo.episodes} must be at least num_envs={self.num_envs}")
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m textgen_env.agents.ppo --help``"""
-    settings = tyro.cli(PPOSettings, prog="python -m textgen_env.agents.ppo", args=arguments)
+
+def make_run(arguments: Sequence[str] | None = None) -> Run:
+    """Everything up to the first update; see `main`."""
+    module = "textgen_env.agents.ppo"
+    settings = parse(PPOSettings, module, arguments)
     texts = Path(settings.ptx_texts).read_text(encoding="utf-8").splitlines() if settings.ptx_texts else ()
     keep_freed_memory()
     options: dict[str, Any] = {"seed": settings.seed, "ptx_texts": texts, "total_updates": settings.updates}
-    Run(settings, lambda venv, policy: PPO(venv, policy, settings.ppo, **options)).execute()
+    return Run(
+        settings,
+        lambda venv, policy: PPO(venv, policy, settings.ppo, **options),
+        resume_command=resume_command(module, arguments),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m textgen_env.agents.ppo --help``"""
+    make_run(arguments).execute()
 
 
 if __name__ == "__main__":
-    main()
+    run_program(make_run)

@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .setting_checks import COUNT, COUNT_OR_ZERO, FLAG, MASS, NOT_NEGATIVE, POSITIVE, SHARE, check, choice, optional
+
 
 @dataclass
 class PPOConfig:
-    """Settings of the algorithm; docs/ppo.md says what each does."""
+    """Settings of the algorithm; docs/ppo.md says what each does.
+
+    Raises:
+        TypeError, ValueError: a setting of the wrong type or out of range, with its name and what would be right.
+    """
 
     episodes: int = 128
     """Trajectories per iteration, at least the number of slots of the environment."""
@@ -67,14 +73,26 @@ class PPOConfig:
     """Weight of the language-model loss on given texts (the "ptx" term of InstructGPT)."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "epochs", "minibatch_size", "micro_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check(self, RULES)
         if self.minibatch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size={self.micro_batch_size} must divide minibatch_size={self.minibatch_size}"
             )
-        if self.old_log_probs not in ("scored", "sampled"):
-            raise ValueError(f'old_log_probs={self.old_log_probs!r} is not one of "scored", "sampled"')
-        if self.kl_in not in ("reward", "loss"):
-            raise ValueError(f'kl_in={self.kl_in!r} is not one of "reward", "loss"')
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(f"kl_coef=0 with kl_target={self.kl_target} must be > 0: β adapts by factors")
+
+
+RULES = {
+    **dict.fromkeys(("episodes", "epochs", "minibatch_size", "micro_batch_size"), COUNT),
+    **dict.fromkeys(("warmup_updates", "top_k"), COUNT_OR_ZERO),
+    **dict.fromkeys(("lr", "value_lr", "weight_decay", "value_coef", "kl_coef", "ptx_coef"), NOT_NEGATIVE),
+    **dict.fromkeys(("max_grad_norm", "clip", "kl_horizon"), POSITIVE),
+    **dict.fromkeys(("value_clip", "kl_target", "target_kl"), optional(POSITIVE)),
+    **dict.fromkeys(("gamma", "lam"), SHARE),
+    "top_p": MASS,
+    "entropy_coef": NOT_NEGATIVE,  # a bonus; a sign lost on the way would train towards one and the same text
+    "whiten": FLAG,
+    "lr_decay": choice("constant", "linear", "cosine"),
+    "kl_in": choice("reward", "loss"),
+    "old_log_probs": choice("scored", "sampled"),
+}
