@@ -152,9 +152,12 @@ class PPO:
         return self.reference(*rollout.rows(rows), temperature=self.temperature, mask=rollout.masks(rows))
 
     def _bootstrap(self, rollout: Rollout) -> Tensor:
-        """(B,) V of the last state where a trajectory was cut, 0 where it ended: an end has no future, a cut has."""
+        """(B,) V of the last state where a trajectory was cut without its score, 0 elsewhere.
+
+        An end has no future, and a score that was paid is of the whole response: V on top would count it twice.
+        """
         values = torch.zeros(len(rollout.texts), device=rollout.input_ids.device)
-        for rows in (rollout.truncated & ~rollout.terminated).nonzero().flatten().split(self.config.micro_batch_size):
+        for rows in rollout.bootstrapped.nonzero().flatten().split(self.config.micro_batch_size):
             if len(rows):
                 input_ids, attention_mask, _ = rollout.rows(rows)
                 values[rows] = self.policy.final_values(input_ids, attention_mask)
@@ -220,7 +223,7 @@ class PPO:
         return dict(totals)
 
     def loss(self, batch: Batch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = L_clip + c_v·L_value − c_H·H (+ β·k3): the mean over the response tokens of some trajectories.
+        """L = L_clip + c_v·L_value − c_H·H (+ β·KL): the mean over the response tokens of some trajectories.
 
         Args:
             batch: what `advantages` returned.
@@ -242,7 +245,8 @@ class PPO:
         if new.entropy is not None:
             loss = loss + cfg.entropy_coef * entropy_loss(new.entropy)
         if batch.ref_log_probs is not None and cfg.kl_in == "loss":
-            parts["kl_loss"] = kl_loss(new.log_probs, batch.ref_log_probs[rows][chosen])
+            ref, every = batch.ref_log_probs[rows][chosen], torch.ones_like(old_log_probs)
+            parts["kl_loss"] = kl_loss(new.log_probs, ref, every, old_log_prob=old_log_probs)
             loss = loss + self.kl.value * parts["kl_loss"]
         with torch.no_grad():
             parts["approx_kl"] = approx_kl(new.log_probs, old_log_probs)

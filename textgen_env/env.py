@@ -9,8 +9,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from textgen_env.face import RENDER_MODES, Face, prompt_choice
+from textgen_env.face import RENDER_MODES, Face, as_actions, check_seed, prompt_choice
 from textgen_env.language_model import LanguageModel
+from textgen_env.messages import shown, warn_user
+from textgen_env.settings import spelled_out
 
 Observation = dict[str, NDArray[Any]]
 SLOT = np.zeros(1, dtype=np.int64)  # the rows of an engine with one slot
@@ -43,10 +45,14 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
       the first such step warns once;
     * delegated, after `env.unwrapped.delegate_kl()`: nothing, the agent or a hook adds it from `info["ref_logprob"]`.
 
+    Every reward is a finite number. Where there is none (an action to which policy or reference gives probability 0,
+    NaN in weights, overflow), `step` raises, and the episode stands where it was.
+
     ## Episode End
     Terminates at an EOS token, when the response contains a stop string, and at max_new_tokens: a horizon that belongs
     to the task, where the score is paid. With length_limit="truncate" that last case truncates instead. Do not put a
-    `TimeLimit` around it: it would cut episodes without their score.
+    `TimeLimit` around it (or max_episode_steps): it would cut episodes without their score. The first `reset` that
+    cuts a running episode, and names neither seed nor prompt, warns of it.
 
     ## Information
     Each step: `reward_parts` (named, they add up to the reward exactly) and, when a reference is on, `ref_logprob`.
@@ -82,6 +88,7 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}
 
+    @spelled_out
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
         self._set_up(1, arguments, render_mode)
         self.observation_space, self.action_space = self._spaces()  # type: ignore[assignment]
@@ -92,9 +99,15 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
         Args:
             seed: restarts the generator that draws prompts.
             options: `{"prompt": text | mapping | index}` plays a given prompt.
+
+        Raises:
+            TypeError, ValueError, IndexError: a seed, option or prompt that is none; nothing has changed.
         """
+        seed, choice = check_seed(seed), prompt_choice(options)
+        prompt = None if choice is None else self.engine.named_prompt(choice)
+        self._note_cut([0], meant=seed is not None or prompt is not None)
         super().reset(seed=seed)
-        self.engine.start({0: self.engine.choose_prompt(self.np_random, prompt_choice(options))})
+        self.engine.start({0: prompt or self.engine.draw_prompt(self.np_random)})
         self._print([0])
         return self.engine.prefixes.observation(0), self._reset_info(0)
 
@@ -106,12 +119,14 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
 
         Raises:
             gymnasium.error.ResetNeeded: before `reset` or after the end.
-            ValueError: the action is out of range or masked.
-            ScorerError: the scorer failed; the episode stands where it was.
+            TypeError: the action is no integer.
+            ValueError: the action is out of range or masked, or its KL is not finite.
+            ScorerError: the scorer failed. As with all of these, the episode stands where it was.
         """
-        if np.ndim(action) != 0:
-            raise ValueError(f"action={action!r} must be one integer, got shape {np.shape(action)}")
-        result = self.engine.step(np.reshape(action, 1), SLOT)
+        actions = as_actions("action", action)
+        if actions.shape != ():
+            raise ValueError(f"action={shown(action)} must be one integer, got shape {actions.shape}")
+        result = self.engine.step(actions.reshape(1), SLOT)
         self._print([0])
         return (
             self.engine.prefixes.observation(0),
@@ -138,7 +153,7 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
     def render(self) -> Any:
         """The episode so far: a text with ANSI colours ("ansi") or uint8 (H, W, 3) ("rgb_array")."""
         if self.render_mode is None:
-            gym.logger.warn("render() needs render_mode: gym.make(id, render_mode='ansi')")
+            warn_user("render() needs render_mode: gym.make(id, render_mode='ansi')")
             return None
         return None if self.render_mode == "human" else self._render(0)
 

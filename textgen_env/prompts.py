@@ -52,7 +52,10 @@ def prompt_as_dict(prompt: Prompt) -> dict[str, Any]:
 
 
 def _as_references(value: Any, where: str) -> tuple[str, ...]:
-    references = () if value is None else (value,) if isinstance(value, str) else tuple(value)
+    try:
+        references = () if value is None else (value,) if isinstance(value, str) else tuple(value)
+    except TypeError:
+        raise TypeError(f"{where} has the references {value!r}; they are a text or a list of texts") from None
     for reference in references:
         if not isinstance(reference, str):
             raise TypeError(f"{where} has the reference {reference!r}; references are texts")

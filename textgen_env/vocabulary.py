@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textgen_env.messages import shown
+
 if TYPE_CHECKING:
     from textgen_env.language_model import LanguageModel
 
@@ -32,8 +34,8 @@ def tokenize_prompt(model: LanguageModel, text: str, max_tokens: int) -> tuple[l
     return (token_ids[:1] + token_ids[1 + excess :] if has_bos else token_ids[excess:]), excess
 
 
-def same_vocabulary(model: LanguageModel, reference: LanguageModel) -> None:
-    """Check that two models give every token the same id.
+def same_vocabulary(model: LanguageModel, reference: LanguageModel, role: str = "reference") -> None:
+    """Check that two models give every token the same id; `role` is what the second one is to the environment.
 
     Raises:
         ValueError: they do not, so that log π and log π_ref would speak of different tokens.
@@ -45,7 +47,7 @@ def same_vocabulary(model: LanguageModel, reference: LanguageModel) -> None:
         return
     differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     raise ValueError(
-        f"reference={reference.source!r} has another vocabulary ({reference.vocab_size} actions) than "
+        f"{role}={reference.source!r} has another vocabulary ({reference.vocab_size} actions) than "
         f"model={model.source!r} ({model.vocab_size}); first differing tokens: {differing[:3]}. "
         "A KL penalty needs one vocabulary"
     )
@@ -87,13 +89,13 @@ class ActionRules:
         before_minimum = self._allowed.copy()
         before_minimum[self._eos] = False
         if not (before_minimum if min_new_tokens else self._allowed).any():
-            raise ValueError(f"forbidden_tokens={list(forbidden)!r} leave no token to choose")
+            raise ValueError(f"forbidden_tokens={shown(list(forbidden))} leave no token to choose")
         self.restrict = bool(min_new_tokens) or not self._allowed.all()
 
     def _token_id(self, model: LanguageModel, token: int | str) -> int:
         token_id = model.tokenizer.get_vocab().get(token, -1) if isinstance(token, str) else int(token)
         if not 0 <= token_id < self._vocab_size:
-            raise ValueError(f"forbidden_tokens: {token!r} is not one of the {self._vocab_size} tokens")
+            raise ValueError(f"forbidden_tokens: {shown(token)} is not one of the {self._vocab_size} tokens")
         return token_id
 
     def masks(self, response_lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -116,11 +118,11 @@ class ActionRules:
         """
         array = np.asarray(actions)
         if array.dtype.kind not in "iu":
-            raise TypeError(f"actions must be integers, got {actions!r} of dtype {array.dtype}")
-        array = array.astype(np.int64, copy=False)
+            raise TypeError(f"actions must be integers, got {shown(actions)} of dtype {array.dtype}")
         outside = (array < 0) | (array >= self._vocab_size)
         if outside.any():
             raise ValueError(f"action {array[outside][0]} is not in Discrete({self._vocab_size})")
+        array = array.astype(np.int64, copy=False)
         if masks is not None:
             forbidden = ~masks[np.arange(len(array)), array]
             if forbidden.any():

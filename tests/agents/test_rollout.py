@@ -60,7 +60,7 @@ def test_sampled_log_probs_are_those_of_the_model(make_venv: MakeVenv, word_mode
 def test_the_same_seed_gives_the_same_trajectories(make_venv: MakeVenv, word_model: Path):
     first, second = (play(make_venv(), word_model) for _ in range(2))
     assert torch.equal(first.input_ids, second.input_ids)
-    assert torch.equal(first.sampled_log_probs, second.sampled_log_probs)
+    torch.testing.assert_close(first.sampled_log_probs, second.sampled_log_probs)  # of two copies of the weights
     assert not torch.equal(first.input_ids, play(make_venv(), word_model, seed=1).input_ids)
 
 
