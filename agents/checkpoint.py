@@ -142,7 +142,8 @@ def _write(path: Path, state: Mapping[str, Any], update: int | None) -> None:
     tree = strip(state, "state")
     save_file(tensors or {"empty": torch.zeros(1)}, path / "tensors.safetensors")
     (path / "state.json").write_text(json.dumps(tree), encoding="utf-8")
-    record = {"update": update, "sha256": {name: _sha256(path / name) for name in _FILES}}
+    record: dict[str, Any] = {"update": update, "sha256": {name: _sha256(path / name) for name in _FILES}}
+    record["own"] = _digest_of(record)
     (path / "digest.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
@@ -178,11 +179,13 @@ def _verify(path: Path) -> None:
     """Compare the files of a checkpoint with its digest."""
     try:
         record = json.loads((path / "digest.json").read_text(encoding="utf-8"))
-        update, digests = record["update"], dict(record["sha256"])
+        own, update, digests = record.pop("own"), record["update"], dict(record["sha256"])
     except OSError as error:
         raise CheckpointError(f"{path} is no whole checkpoint: digest.json: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path / 'digest.json'} is damaged: {type(error).__name__}: {error}") from error
+    if own != _digest_of(record):
+        raise CheckpointError(f"{path / 'digest.json'} is damaged: its own SHA-256 is not {own!r}")
     if update is not None and str(update).zfill(8) != path.name:
         raise CheckpointError(f"{path} was written as checkpoint {update!r}, not {path.name}")
     for name in _FILES:
@@ -192,6 +195,10 @@ def _verify(path: Path) -> None:
             raise CheckpointError(f"{path / name} cannot be read: {error.strerror}") from error
         if digest != digests.get(name):
             raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not the one in digest.json")
+
+
+def _digest_of(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from textgen_env.render import visible
 
 
 class Display:
-    """Prints on a console, whatever becomes of it: a full disk, a closed pipe or a lost terminal costs the output alone.
+    """Prints on a console, whatever becomes of it: a full disk, a closed pipe, a lost terminal cost the output alone.
 
     Args:
         console: of rich; None makes one on standard output.

@@ -17,6 +17,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from textgen_env.language_model import LanguageModel
 from textgen_env.render import Frame
 
 from .policy import ActorCritic
@@ -181,7 +182,7 @@ def distinct_without_each(responses: Sequence[Sequence[int]], n: int) -> list[fl
     return shares
 
 
-def frames(played: Played, tokenizer: Any, count: int = 64) -> list[Frame]:
+def frames(played: Played, language_model: LanguageModel, count: int = 64) -> list[Frame]:
     """The first responses as `render_html` draws them: each token with its reward, KL, reference and value."""
     rollout = played.rollout
     rewards = played.per_response(rollout.rewards[rollout.response_mask.bool()])
@@ -190,7 +191,7 @@ def frames(played: Played, tokenizer: Any, count: int = 64) -> list[Frame]:
     return [
         Frame(
             prompt=rollout.prompts[row],
-            pieces=[tokenizer.decode([token]) for token in tokens],
+            pieces=[language_model.tokenizer.decode([token]) for token in tokens],
             rewards=rewards[row].tolist(),
             ref_log_probs=ref_log_probs[row].tolist(),
             kls=(log_probs[row] - ref_log_probs[row]).tolist(),

@@ -16,7 +16,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +23,6 @@ from typing import Any, cast
 import gymnasium as gym
 import torch
 from torch import Tensor
-from tyro.conf import OmitArgPrefixes
 
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, k1
 
@@ -47,10 +45,11 @@ from .memory import keep_freed_memory
 from .old_policy import sampled, scored
 from .optim import MasterAdamW, lr_factor
 from .policy import ActorCritic, Evaluation, frozen_scorer
-from .ppo_config import PPOConfig
+from .ppo_config import PPOConfig, PPOSettings
 from .rollout import Rollout, collect
-from .run import Run, RunSettings
-from .setting_checks import TEXT, check, optional
+from .run import Run
+
+__all__ = ["PPO", "NonFiniteError", "PPOConfig", "PPOSettings", "main", "make_run"]
 
 
 class PPO:
@@ -316,22 +315,6 @@ class PPO:
         self.sampler.set_state(state["sampler"])
         self.shuffler.set_state(state["shuffler"])
         self.env.load_state_dict(state["env"])
-
-
-@dataclass
-class PPOSettings(RunSettings):
-    """Train a language model with token-level PPO."""
-
-    ptx_texts: str | None = None
-    """A text file, one text a line, for the "ptx" term."""
-    ppo: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
-    """The algorithm."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, {"ptx_texts": optional(TEXT)})
-        if self.ppo.episodes < self.num_envs:
-            raise ValueError(f"episodes={self.ppo.episodes} must be at least num_envs={self.num_envs}")
 
 
 def make_run(arguments: Sequence[str] | None = None) -> Run:

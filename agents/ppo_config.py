@@ -1,11 +1,27 @@
-"""The settings of token-level PPO, each with its unit; read by ``ppo.py`` and, as command-line flags, by ``run.py``."""
+"""The settings of token-level PPO, each with its unit: of the algorithm, and of the command line around it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from .setting_checks import COUNT, COUNT_OR_ZERO, FLAG, MASS, NOT_NEGATIVE, POSITIVE, SHARE, check, choice, optional
+from tyro.conf import OmitArgPrefixes
+
+from .policy import PolicyConfig
+from .run_settings import RunSettings
+from .setting_checks import (
+    COUNT,
+    COUNT_OR_ZERO,
+    FLAG,
+    MASS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    check,
+    choice,
+    optional,
+)
 
 
 @dataclass
@@ -96,3 +112,21 @@ RULES = {
     "kl_in": choice("reward", "loss"),
     "old_log_probs": choice("scored", "sampled"),
 }
+
+
+@dataclass
+class PPOSettings(RunSettings):
+    """Train a language model with token-level PPO."""
+
+    ptx_texts: str | None = None
+    """A text file, one text a line, for the "ptx" term."""
+    policy: OmitArgPrefixes[PolicyConfig] = field(default_factory=PolicyConfig)
+    """Which weights there are and which learn."""
+    ppo: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
+    """The algorithm."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, {"ptx_texts": optional(TEXT)})
+        if self.ppo.episodes < self.num_envs:
+            raise ValueError(f"episodes={self.ppo.episodes} must be at least num_envs={self.num_envs}")

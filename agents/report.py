@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +20,6 @@ from rich.text import Text
 from textgen_env.render import visible
 
 from .evaluate import Evaluation, standard_error_of_difference
-from .rollout import Rollout
 
 ROWS = (
     ("score", "score", "{:.3f}"),
@@ -35,21 +34,27 @@ LIMITS = {"clip_fraction": ("clip fraction", 0.3), "approx_kl": ("approx-KL", 0.
 """Beyond these the steps of an update are too large for the surrogate to mean anything."""
 
 
-def too_large(metrics: Mapping[str, float], lr: float | None) -> str | None:
-    """What to say of an update whose steps were too large, or None.
+class Samples(Protocol):
+    """Some responses and what they were given, as a `Rollout` has them: one entry each."""
+
+    prompts: list[str]
+    texts: list[str]
+    scores: Any  # a tensor or an array
+
+
+def too_large(metrics: Mapping[str, float], lr: float | None) -> dict[str, str]:
+    """What to say of an update whose steps were too large, by the metric that shows it.
 
     Args:
         metrics: of the update.
         lr: the peak learning rate of the run, if there is one.
     """
-    found = [
-        f"{label} {metrics[name]:.2f} (above {limit})"
+    lower = "the steps are too large; try a lower lr" + ("" if lr is None else f" than {lr:g}")
+    return {
+        name: f"{label} {metrics[name]:.2f} is above {limit}: {lower}"
         for name, (label, limit) in LIMITS.items()
         if metrics.get(name, 0.0) > limit
-    ]
-    if not found:
-        return None
-    return f"{' and '.join(found)}: the steps are too large; try a lower lr" + ("" if lr is None else f" than {lr:g}")
+    }
 
 
 def before_after_table(before: Evaluation, after: Evaluation) -> Table:
@@ -84,13 +89,13 @@ def answers_table(before: Evaluation, after: Evaluation, count: int = 5) -> Tabl
     return table
 
 
-def samples_table(update: int, rollout: Rollout, count: int = 3) -> Table:
-    """Some trajectories of an update."""
+def samples_table(update: int, samples: Samples, count: int = 3) -> Table:
+    """Some responses of an update."""
     table = Table(title=f"update {update}: samples", title_justify="left", show_lines=True)
     for name in ("prompt", "response"):
         table.add_column(name, ratio=1, overflow="fold")
     table.add_column("score", justify="right")
-    for prompt, text, score in list(zip(rollout.prompts, rollout.texts, rollout.scores.tolist(), strict=True))[:count]:
+    for prompt, text, score in list(zip(samples.prompts, samples.texts, samples.scores.tolist(), strict=True))[:count]:
         table.add_row(shown(prompt), shown(text), f"{score:.2f}")
     return table
 
@@ -100,14 +105,16 @@ def shown(text: str) -> Text:
     return Text(visible(text.strip()))
 
 
-def plot(records: Sequence[dict[str, Any]], path: Path, title: str = "", before: Evaluation | None = None) -> None:
+def plot(
+    records: Sequence[dict[str, Any]], path: Path, title: str = "", held_out: Mapping[int, Evaluation] = {}
+) -> None:
     """Score, KL and length over the updates, training and held-out, as a PNG; bands are ± one standard error.
 
     Args:
         records: lines of a metrics file.
         path: where to write.
         title: of the figure.
-        before: the evaluation before the first update.
+        held_out: evaluations by update that are not in the file: the one before training, and the last.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -119,8 +126,8 @@ def plot(records: Sequence[dict[str, Any]], path: Path, title: str = "", before:
         training = [(r["update"], r[f"train/{name}"]) for r in records if f"train/{name}" in r]
         if training:
             axes.plot(*zip(*training, strict=True), label="training")
-        if held_out := held_out_curve(records, name, before):
-            updates, values, errors = zip(*held_out, strict=True)
+        if curve := held_out_curve(records, name, held_out):
+            updates, values, errors = zip(*curve, strict=True)
             (line,) = axes.plot(updates, values, "o--", label="held out")
             low, high = ([v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1))
             axes.fill_between(updates, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
@@ -133,12 +140,11 @@ def plot(records: Sequence[dict[str, Any]], path: Path, title: str = "", before:
 
 
 def held_out_curve(
-    records: Sequence[dict[str, Any]], name: str, before: Evaluation | None
+    records: Sequence[dict[str, Any]], name: str, held_out: Mapping[int, Evaluation]
 ) -> list[tuple[int, float, float]]:
-    """Update, value and standard error of a held-out metric (NaN where it is not known), from update 0 on."""
-    start = [] if before is None else [(0, before.metrics[name], before.standard_error(name))]
-    return start + [
-        (r["update"], r[f"eval/{name}"], r.get(f"eval/{name}_stderr", math.nan))
-        for r in records
-        if f"eval/{name}" in r and r["update"] > 0
-    ]
+    """Update, value and standard error (NaN where it is not known) of a metric, by update; see `plot`."""
+    points = {
+        r["update"]: (r[f"eval/{name}"], r.get(f"eval/{name}_stderr", math.nan)) for r in records if f"eval/{name}" in r
+    }
+    points |= {update: (each.metrics[name], each.standard_error(name)) for update, each in held_out.items()}
+    return [(update, *points[update]) for update in sorted(points)]

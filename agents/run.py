@@ -1,46 +1,41 @@
 """A whole training run: environments, trainer, progress, metrics, evaluation, checkpoints, the report at its end.
 
-What lives here: what every trainer shares. A trainer is anything with the four members of `Trainer`; its own file has
-the algorithm and the settings. What does not: the algorithm, the folder (``run_folder.py``), what is shown
-(``display.py``, ``report.py``), signals (``stopping.py``).
+What lives here: what every trainer shares. A trainer is anything with the members of `Trainer`; its own file has the
+algorithm and the settings. What does not: the environments (``environments.py``), the folder (``run_folder.py``), what
+is shown (``display.py``, ``report.py``), signals (``stopping.py``).
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
-import gymnasium as gym
 import torch
-from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 from rich.console import Console
 from torch import Tensor
-from tyro.conf import OmitArgPrefixes
 
-from textgen_env.episode import Prompt
 from textgen_env.language_model import LanguageModel
-from textgen_env.prompts import load_prompts
 from textgen_env.render import Frame, render_html
 
 from .checkpoint import CheckpointError
 from .display import Display
+from .environments import make_environments, split_prompts
 from .evaluate import Evaluation, Played, frames, play, summarize
 from .files import replace_file, replace_folder
 from .finite import check_metrics, check_weights
 from .metrics import MetricsLog, read_metrics
 from .policy import ActorCritic, PolicyConfig
-from .report import answers_table, before_after_table, plot, samples_table, too_large
-from .rollout import Rollout
+from .report import Samples, answers_table, before_after_table, plot, samples_table, too_large
 from .run_folder import RunFolder
-from .setting_checks import COUNT, FLAG, POSITIVE, SEED, TEXT, check, choice, optional
+from .run_settings import RunSettings, TaskSettings
 from .stopping import Stopped, Stopping
+
+__all__ = ["Run", "RunSettings", "TaskSettings", "Trainer", "make_environments", "split_prompts"]
 
 
 class Trainer(Protocol):
@@ -56,8 +51,8 @@ class Trainer(Protocol):
     reference: Callable[..., Tensor] | None
     sampling: dict[str, Any]
 
-    def iterate(self) -> tuple[dict[str, float], Rollout]:
-        """One update: its metrics ("score" and "tokens_per_second" among them) and the trajectories it learned from."""
+    def iterate(self) -> tuple[dict[str, float], Samples]:
+        """One update: its metrics ("tokens_per_second" among them) and the responses that it learned from."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next update depends on."""
@@ -66,151 +61,15 @@ class Trainer(Protocol):
         """Go on from there."""
 
 
-@dataclass
-class TaskSettings:
-    """What is trained on what and where it is kept: the settings that every trainer shares."""
-
-    env: str = "textgen/Sentiment-v0"
-    """Gymnasium id of a token environment."""
-    model: str = "tiny"
-    """The actor and, frozen, the reference: an embedded or fetched name, a folder, a GGUF file or a hub id."""
-    prompts: str | None = None
-    """A JSONL file or the name of a prompt set, instead of the task's own."""
-    scorer: str | None = None
-    """Name of a scorer, or its JSON form, instead of the task's own."""
-    max_new_tokens: int | None = None
-    """Length limit of a response, instead of the task's own."""
-    max_prompt_tokens: int | None = None
-    """Length limit of a prompt, instead of the task's own."""
-    temperature: float = 1.0
-    """Divides the logits of policy and reference."""
-    num_envs: int = 64
-    """Slots that are decoded side by side."""
-    eval_prompts: int = 128
-    """Prompts held out for evaluation; never trained on unless there are too few."""
-    device: str = "cpu"
-    """Torch device."""
-    dtype: str = "float32"
-    """Type of the weights: float32 or bfloat16 (optimised through fp32 masters)."""
-    output: str | None = None
-    """The run's folder; default: runs/<task>-seed<seed>, with a number behind it if that exists."""
-    seed: int = 1
-    """Seeds sampling, shuffling, prompts and new weights; global generators are left alone."""
-    resume: bool = False
-    """Go on from the last checkpoint in the output folder, if there is one; a run that was killed ends with the same
-    numbers."""
-    debug: bool = False
-    """Show where in the code a mistake in the settings was found."""
-
-    def __post_init__(self) -> None:
-        check(self, TASK_RULES)
-
-
-TASK_RULES = {
-    **dict.fromkeys(("env", "model", "device"), TEXT),
-    **dict.fromkeys(("prompts", "scorer", "output"), optional(TEXT)),
-    **dict.fromkeys(("max_new_tokens", "max_prompt_tokens"), optional(COUNT)),
-    **dict.fromkeys(("num_envs", "eval_prompts"), COUNT),
-    **dict.fromkeys(("resume", "debug"), FLAG),
-    "temperature": POSITIVE,
-    "dtype": choice("float32", "bfloat16"),
-    "seed": SEED,
-}
-
-
-@dataclass
-class RunSettings(TaskSettings):
-    """Settings of a run that do not belong to the algorithm."""
-
-    updates: int = 40
-    """Iterations of collect → advantages → update."""
-    eval_every: int = 10
-    """Updates between evaluations."""
-    save_every: int = 10
-    """Updates between checkpoints."""
-    sample_every: int = 10
-    """Updates between tables of samples."""
-    policy: OmitArgPrefixes[PolicyConfig] = field(default_factory=PolicyConfig)
-    """Which weights there are and which learn."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, dict.fromkeys(("updates", "eval_every", "save_every", "sample_every"), COUNT))
-
-
-def make_environments(settings: TaskSettings) -> tuple[VectorEnv, VectorEnv]:
-    """The training environment and one on the held-out prompts.
-
-    Raises:
-        ValueError: no token environment, or no prompts for it.
-    """
-    spec = token_env_spec(settings.env)
-    arguments = {
-        name: value
-        for name in ("model", "scorer", "max_new_tokens", "max_prompt_tokens", "temperature", "device", "dtype")
-        if (value := getattr(settings, name)) is not None
-    }
-    if settings.scorer is not None and settings.scorer.lstrip().startswith("{"):
-        arguments["scorer"] = _from_json(settings.scorer)
-    source = settings.prompts or spec.kwargs.get("prompts")
-    if source is None:
-        raise ValueError(f"prompts=None: {settings.env} has no prompts of its own; name a file or a set")
-    if "scorer" not in arguments | spec.kwargs:
-        raise ValueError(f"scorer=None: {settings.env} has no scorer of its own; name one, or give its JSON form")
-    train, held_out = split_prompts(load_prompts(source), settings.eval_prompts)
-    make = partial(gym.make_vec, spec, autoreset_mode=AutoresetMode.DISABLED, **arguments)
-    slots = min(settings.num_envs, len(held_out))
-    return make(num_envs=settings.num_envs, prompts=train), make(num_envs=slots, prompts=held_out)
-
-
-def token_env_spec(env: str) -> Any:
-    """The registration of a token environment; "module:id" imports the module first.
-
-    Raises:
-        ValueError: the id is unknown, or belongs to an environment of another kind.
-    """
-    module, _, name = env.rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-        spec = gym.spec(name)
-    except (gym.error.Error, ImportError) as error:
-        raise ValueError(f"env={env!r} is not registered: {error}") from error
-    creator = spec.vector_entry_point
-    if isinstance(creator, str):
-        creator = load_env_creator(creator)
-    if creator is None or (isinstance(creator, type) and not hasattr(creator, "delegate_kl")):
-        known = ", ".join(name for name in gym.registry if name.startswith("textgen/"))
-        raise ValueError(f"env={env!r} is no token environment; choose one of {known}, or one of your own")
-    return spec
-
-
-def _from_json(scorer: str) -> Any:
-    try:
-        return json.loads(scorer)
-    except ValueError as error:
-        raise ValueError(f"scorer={scorer!r} begins like JSON, but is none: {error}") from error
-
-
-def split_prompts(prompts: list[Prompt], held_out: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts: the same split whatever the run's seed. Too few to split: all serve for both."""
-    if held_out < 1:
-        raise ValueError(f"eval_prompts={held_out} must be at least 1")
-    if len(prompts) < 2 * held_out:
-        return prompts, prompts[:held_out]
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
-    return [prompts[i] for i in order[held_out:]], [prompts[i] for i in order[:held_out]]
-
-
 class Run:
-    """One training run and its folder.
+    """One training run and its folder. What other libraries' trainers need otherwise, subclasses say.
 
     The folder: ``settings.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``before.json``,
     ``after.json``, ``plot.png``, ``episodes.html``, and ``best/`` and ``last/`` in transformers format. It is locked
     until `execute` ends, or `close`.
 
     Args:
-        settings: of the run, with those of the algorithm as further fields.
+        settings: of the run, with those of the algorithm as further fields, and as ``policy`` those of the weights.
         make_trainer: builds the algorithm on the training environment and the policy.
         console: where to print.
         resume_command: how to go on with the run, from its folder; said when it is stopped.
@@ -222,6 +81,10 @@ class Run:
         BlockingIOError: another process writes it.
     """
 
+    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.DISABLED
+    prefix: ClassVar[str] = ""
+    """Of the default folder's name."""
+
     def __init__(
         self,
         settings: RunSettings,
@@ -232,7 +95,7 @@ class Run:
     ) -> None:
         self.settings, self.display = settings, Display(console)
         self._resume_command = resume_command or (lambda folder: f"Run with resume=True and output={str(folder)!r}")
-        self.run_folder = RunFolder(settings, display=self.display)
+        self.run_folder = RunFolder(settings, self.prefix, self.display)
         self.folder = self.run_folder.path
         try:
             self._set_up(make_trainer)
@@ -242,18 +105,24 @@ class Run:
             raise
 
     def _set_up(self, make_trainer: Callable[[VectorEnv, ActorCritic], Trainer]) -> None:
-        settings = self.settings
-        self.venv, self.eval_venv = make_environments(settings)
-        language_model = LanguageModel(settings.model, device=settings.device, dtype=settings.dtype)
-        generator = torch.Generator().manual_seed(settings.seed)
-        self.policy = ActorCritic(language_model, settings.policy, generator=generator)
+        self.venv, self.eval_venv = make_environments(self.settings, self.autoreset_mode)
+        self.eval_venv.reset(seed=self.settings.seed)  # its generators are part of every checkpoint
+        self.policy = self.make_policy()
         self.trainer = make_trainer(self.venv, self.policy)
         self.reference = self.trainer.reference or self.policy.reference()  # before a checkpoint changes the weights
         self.best = float("-inf")
         self.before: Evaluation | None = None
-        self._saved, self._warned = -1, False
+        self.after: Evaluation | None = None
+        self._saved, self._warned = -1, set[str]()
         if (state := self.run_folder.restore()) is not None:
             self._load(state)
+
+    def make_policy(self) -> ActorCritic:
+        """What is trained; the same each time, also where the run goes on."""
+        settings = self.settings
+        language_model = LanguageModel(settings.model, device=settings.device, dtype=settings.dtype)
+        config: PolicyConfig | None = getattr(settings, "policy", None)
+        return ActorCritic(language_model, config, generator=torch.Generator().manual_seed(settings.seed))
 
     def _load(self, state: Mapping[str, Any]) -> None:
         try:
@@ -300,14 +169,14 @@ class Run:
             self.display.start(settings.updates, trainer.updates)
             while trainer.updates < settings.updates:
                 with stopping.deferred():
-                    metrics, rollout = trainer.iterate()
+                    metrics, samples = trainer.iterate()
                     self._check(metrics)
                     log.write(trainer.updates, metrics)
                     if self._due(settings.eval_every):
                         self._keep_best(log)
                     if self._due(settings.save_every):
                         self._save()
-                self._show(metrics, rollout)
+                self._show(metrics, samples)
         self.display.stop()
 
     def evaluate(self) -> Evaluation:
@@ -325,8 +194,10 @@ class Run:
             self._save()
         return self.before
 
-    def _due(self, every: int) -> bool:
-        return self.trainer.updates % every == 0 or self.trainer.updates == self.settings.updates
+    def _due(self, every: int | None) -> bool:
+        return every is not None and (
+            self.trainer.updates % every == 0 or self.trainer.updates == self.settings.updates
+        )
 
     def _check(self, metrics: Mapping[str, float]) -> None:
         when = f"after update {self.trainer.updates}; {self.run_folder.saved()}"
@@ -349,54 +220,65 @@ class Run:
             self.best = metrics["score"]
             replace_folder(self.folder / "best", self.policy.save)
 
-    # --- what people look at: after everything is saved, and whatever becomes of it ------------------------------------
+    # --- what people look at: after everything is saved, and whatever becomes of it -----------------------------------
 
-    def _show(self, metrics: Mapping[str, float], rollout: Rollout) -> None:
+    def _show(self, metrics: Mapping[str, float], samples: Samples) -> None:
         update, display = self.trainer.updates, self.display
         display.update(update, live(metrics))
-        warning = too_large(metrics, self.run_folder.settings.get("lr"))
-        if warning and not self._warned:
-            display.say(f"update {update}: {warning}")
-            self._warned = True
+        for name, warning in too_large(metrics, self.run_folder.settings.get("lr")).items():
+            if name not in self._warned:  # once each
+                display.say(f"update {update}: {warning}")
+                self._warned.add(name)
         if self._due(self.settings.sample_every):
-            display.attempt("samples", lambda: samples_table(update, rollout))
+            display.attempt("samples", lambda: samples_table(update, samples))
 
     def _report(self) -> None:
         assert self.before is not None
-        before, played = self.before, self._play()
-        after = summarize(played)
-        replace_file(self.folder / "after.json", json.dumps(asdict(after), indent=1))
+        played = self._play()
+        self.after = summarize(played)
+        replace_file(self.folder / "after.json", json.dumps(asdict(self.after), indent=1))
         replace_folder(self.folder / "last", self.policy.save)
-        tokenizer = self.policy.language_model.tokenizer
-        write_report(self.folder, self.display, self.settings, before, after, lambda: frames(played, tokenizer))
-        saved = "last/ and best/ (transformers format), plot.png, episodes.html, metrics.jsonl"
-        self.display.say(f"saved in {self.folder}: {saved}")
+        model = self.policy.language_model
+        write_report(self.folder, self.display, self.settings, (self.before, self.after), lambda: frames(played, model))
+        names = ("last", "best", "model.zip", "plot.png", "episodes.html", "metrics.jsonl")
+        there = (
+            f"{name}/" if (self.folder / name).is_dir() else name for name in names if (self.folder / name).exists()
+        )
+        self.display.say(f"saved in {self.folder}: {', '.join(there)}; last/ and best/ are for from_pretrained")
 
 
 def write_report(
     folder: Path,
     display: Display,
-    settings: TaskSettings,
-    before: Evaluation,
-    after: Evaluation,
+    settings: RunSettings,
+    evaluations: tuple[Evaluation, Evaluation],
     episodes: Callable[[], list[Frame]],
 ) -> None:
-    """Plot, page of episodes and tables; what fails is left out and named."""
+    """Plot, page of episodes and tables; what fails is left out and named.
+
+    Args:
+        folder: of the run, with its ``metrics.jsonl``.
+        display: where tables are printed.
+        settings: of the run.
+        evaluations: before and after training.
+        episodes: those that the page shows, the policy's after training.
+    """
     title = f"{settings.env}, {settings.model}, seed {settings.seed}"
+    held_out = dict(zip((0, settings.updates), evaluations, strict=True))
 
     def draw(path: Path) -> None:
-        plot(read_metrics(folder / "metrics.jsonl"), path, title, before)
+        plot(read_metrics(folder / "metrics.jsonl"), path, title, held_out)
 
-    page = folder / "episodes.html"
+    def write_page() -> None:
+        replace_file(folder / "episodes.html", render_html(episodes(), title=f"{title}: after training"))
+
     display.attempt("plot.png", lambda: replace_file(folder / "plot.png", draw))
-    display.attempt(
-        "episodes.html", lambda: replace_file(page, render_html(episodes(), title=f"{title}: after training"))
-    )
-    display.attempt("before and after", lambda: before_after_table(before, after))
-    display.attempt("answers", lambda: answers_table(before, after))
+    display.attempt("episodes.html", write_page)
+    display.attempt("the table of before and after", lambda: before_after_table(*evaluations))
+    display.attempt("the table of answers", lambda: answers_table(*evaluations))
 
 
 def live(metrics: Mapping[str, float]) -> str:
     """The numbers of an update that are shown while the run goes on."""
-    kl = f"KL {metrics['kl_per_token']:.3f}  " if "kl_per_token" in metrics else ""
-    return f"score {metrics['score']:.3f}  {kl}{metrics['tokens_per_second']:,.0f} tokens/s"
+    shown = {"score": "score {:.3f}", "kl_per_token": "KL {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
+    return "  ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)

@@ -24,7 +24,7 @@ except ImportError:  # Windows: two processes in one folder are then not noticed
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from .run import TaskSettings
+    from .run_settings import RunSettings
 
 RECORD, LOCK = "settings.json", "run.lock"
 FREE = {"resume", "output", "debug", "updates", "save_every", "sample_every"}  # may differ in a run that goes on
@@ -52,7 +52,7 @@ class RunFolder:
         BlockingIOError: another process writes it.
     """
 
-    def __init__(self, settings: TaskSettings, prefix: str = "", display: Display | None = None) -> None:
+    def __init__(self, settings: RunSettings, prefix: str = "", display: Display | None = None) -> None:
         self.display = display or Display()
         self._settings, self._present = settings, json.loads(json.dumps(asdict(settings)))
         self.settings = _bound(self._present)
@@ -163,9 +163,8 @@ class RunFolder:
                 f"resume: {', '.join(changed)} differ from those in {record} ({pairs}); a run goes on with its own"
             )
         if old.get("updates") != present["updates"]:
-            self.display.say(
-                f"updates: {present['updates']}, was {old.get('updates')}; a falling learning rate follows the new length"
-            )
+            lengths = f"{present['updates']}, was {old.get('updates')}"
+            self.display.say(f"updates: {lengths}; a learning rate that falls follows the new length")
 
     # --- one process at a time ----------------------------------------------------------------------------------------
 
@@ -181,7 +180,7 @@ class RunFolder:
                 holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
                 os.close(handle)
                 raise BlockingIOError(
-                    f"output={str(self.path)!r} is being written by {holder}; wait for its end, or choose another folder"
+                    f"output={str(self.path)!r} is being written by {holder}; wait, or choose another folder"
                 ) from None
             except OSError as error:  # a file system without locks
                 self.display.say(f"{path} cannot be locked ({error.strerror}); start no second run there")
@@ -220,7 +219,7 @@ def _is_settings(record: Path) -> bool:
     return isinstance(content, dict) and {"env", "model", "updates", "seed"} <= content.keys()
 
 
-def _find(settings: TaskSettings, prefix: str) -> Path:
+def _find(settings: RunSettings, prefix: str) -> Path:
     """The folder that is named, or the first ``runs/<task>-seed<seed>`` that is free (to resume: the first)."""
     if settings.output is not None:
         return Path(settings.output)
