@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_run import flags, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from textgen_env.agents.evaluate import distinct_n
@@ -23,38 +24,10 @@ from textgen_env.agents.ppo import main
 from textgen_env.agents.run import split_prompts
 from textgen_env.episode import Prompt
 
-SCORER = '{"name": "normalize", "scorer": {"name": "length", "target": 3}}'  # running statistics must be resumed too
-
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"{a} {b}"}) + "\n" for a in "abcd" for b in "efgh"))
-    return path
-
-
-def flags(output: Path, model: Path, prompts: Path, *more: str) -> list[str]:
-    values: dict[str, Any] = {
-        "env": "textgen/TextGen-v0",
-        "model": model,
-        "prompts": prompts,
-        "scorer": SCORER,
-        "max-new-tokens": 5,
-        "max-prompt-tokens": 4,
-        "num-envs": 4,
-        "eval-prompts": 5,
-        "updates": 6,
-        "episodes": 8,
-        "minibatch-size": 4,
-        "micro-batch-size": 4,
-        "lr": 0.01,
-        "kl-target": 0.5,
-        "eval-every": 3,
-        "save-every": 2,
-        "sample-every": 5,
-        "output": output,
-    }
-    return [*(part for name, value in values.items() for part in (f"--{name}", str(value))), *more]
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
 
 
 def without_times(folder: Path) -> list[dict[str, Any]]:
@@ -74,7 +47,9 @@ def straight(word_model: Path, prompts: Path, tmp_path_factory: pytest.TempPathF
 
 def test_the_folder_holds_everything(straight: Path):
     names = {path.name for path in straight.iterdir()}
-    wanted = "settings.json metrics.jsonl tensorboard checkpoints before.json after.json plot.png best last"
+    wanted = (
+        "settings.json metrics.jsonl tensorboard checkpoints before.json after.json plot.png episodes.html best last"
+    )
     assert names == set(wanted.split())
     records = read_metrics(straight / "metrics.jsonl")
     assert [r["update"] for r in records if "train/score" in r] == [1, 2, 3, 4, 5, 6]
