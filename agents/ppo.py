@@ -321,7 +321,7 @@ def make_run(arguments: Sequence[str] | None = None) -> Run:
     """Everything up to the first update; see `main`."""
     module = "textgen_env.agents.ppo"
     settings = parse(PPOSettings, module, arguments)
-    texts = Path(settings.ptx_texts).read_text(encoding="utf-8").splitlines() if settings.ptx_texts else ()
+    texts = _read_texts(settings.ptx_texts) if settings.ptx_texts else []
     keep_freed_memory()
     options: dict[str, Any] = {"seed": settings.seed, "ptx_texts": texts, "total_updates": settings.updates}
     return Run(
@@ -329,6 +329,15 @@ def make_run(arguments: Sequence[str] | None = None) -> Run:
         lambda venv, policy: PPO(venv, policy, settings.ppo, **options),
         resume_command=resume_command(module, arguments),
     )
+
+
+def _read_texts(name: str) -> list[str]:
+    """The lines of a file that are not blank."""
+    try:
+        lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"ptx_texts={name!r} must be a text file in UTF-8: {error}") from error
+    return [line for line in lines if line.strip()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
