@@ -7,6 +7,7 @@ trainers).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,7 @@ class MetricsLog:
         record = {f"{prefix}/{name}": value for name, value in metrics.items()}
         self._lines.write(json.dumps({"update": update, **record}) + "\n")
         self._lines.flush()
+        os.fsync(self._lines.fileno())  # on the disk before the checkpoint that follows
         board = self._board
         if board is not None:
             self._on_board(lambda: [board.add_scalar(name, value, update) for name, value in record.items()])
