@@ -13,13 +13,14 @@ ROOT = Path(__file__).parents[1]
 
 # What each room stands on, lowest first; a module may import rooms on earlier lines, and siblings in its own.
 ORDER = [
-    ["assets", "episode", "kl", "render", "sampling", "tasks", "token_log_probs", "trunk"],
+    ["assets", "episode", "kl", "messages", "render", "sampling", "tasks", "token_log_probs", "token_text", "trunk"],
+    ["prompt_files"],
     ["prompts", "adapters", "grouped_attention", "library_cache", "slot_attention", "wide_products"],
     ["scoring"],
     ["prefix_cache"],
     ["language_model"],
     ["scorers"],
-    ["settings", "kl_penalty", "vocabulary"],
+    ["settings", "kl_penalty", "action_masks", "stop_strings", "vocabulary"],
     ["engine"],
     ["face"],
     ["env", "vector_env"],

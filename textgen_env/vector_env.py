@@ -16,6 +16,7 @@ from textgen_env.engine import Rows
 from textgen_env.episode import StepResult
 from textgen_env.face import RENDER_MODES, Face, prompt_choice
 from textgen_env.language_model import LanguageModel
+from textgen_env.messages import is_conversation
 
 Observations = dict[str, NDArray[Any]]
 REST = -1  # the action of a slot that has ended and is to be left alone (autoreset_mode DISABLED)
@@ -75,7 +76,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         Args:
             seed: one integer s (slot i gets s + i), or one a slot; restarts the slots' generators.
             options: `{"prompt": one for all, or a list with one a slot, "reset_mask": bool (n,)}`; a prompt is a text,
-                a mapping or an index. With a list, a None entry draws that slot's prompt.
+                a conversation, a mapping or an index. With a list, a None entry draws that slot's prompt.
         """
         rows = np.flatnonzero(self._reset_mask(options))
         choices = self._prompt_choices(options)
@@ -116,7 +117,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
 
     def _prompt_choices(self, options: dict[str, Any] | None) -> list[Any]:
         choice = prompt_choice(options, ("prompt", "reset_mask"))
-        if not isinstance(choice, (list, tuple)):
+        if not isinstance(choice, (list, tuple)) or is_conversation(choice):
             return [choice] * self.num_envs
         if len(choice) != self.num_envs:
             raise ValueError(f"options['prompt'] has {len(choice)} entries; it needs one for each of {self.num_envs}")
