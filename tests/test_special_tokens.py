@@ -1,4 +1,4 @@
-"""Special tokens of prompts: what the tokenizer puts in front, once; nothing behind; none without a row in the model."""
+"""Special tokens of prompts: what the tokenizer puts in front, once; nothing behind; none without a row."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def test_front_once_and_nothing_behind(kind: Any, template: str | None) -> None:
     model = wrapped(kind(template))
     plain = kind(None).encode("b a")
     front, _, behind = (template or "$A").partition("$A")
-    front_ids, behind_ids = (
-        [["<pad>", "<bos>", "<eos>"].index(mark) for mark in part.split()] for part in (front, behind)
-    )
+    front_ids, behind_ids = ([MARKS.index(mark) for mark in part.split()] for part in (front, behind))
     assert model.encode("b a") == front_ids + plain
     assert model.encode("b a", whole=True) == front_ids + plain + behind_ids
     assert model.encode("") == front_ids
