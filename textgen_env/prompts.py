@@ -6,7 +6,7 @@ prompt an episode gets is drawn by the engine from the slot's own generator.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -161,7 +161,8 @@ def load_prompts(source: PromptSource) -> list[Prompt]:
     else:
         prompts = [as_prompt(value, f"prompts[{index}]") for index, value in enumerate(_rows(source))]
     if not prompts:
-        raise ValueError(f"prompts={_short(source)} holds no prompt; an environment needs at least one")
+        spent = "; an iterator can be read only once" if isinstance(source, Iterator) else ""
+        raise ValueError(f"prompts={_short(source)} holds no prompt; an environment needs at least one{spent}")
     return prompts
 
 
