@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from textgen_env.adapters import trainable
 from textgen_env.integrations.sb3_buffer import check_tokens
 from textgen_env.language_model import LanguageModel
-from textgen_env.messages import warn_user
+from textgen_env.notices import warn_user
 from textgen_env.prefix_cache import PrefixCache
 from textgen_env.sampling import sample, warp_logits
 from textgen_env.scoring import predicting, response_log_probs, states
