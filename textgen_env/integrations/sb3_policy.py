@@ -109,6 +109,20 @@ class LanguageModelMixin:
             **self.options,
         }
 
+    @property
+    def q_net(self) -> nn.Module:
+        """What DQN asks a policy for; a language model values no actions.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{type(self).__name__} is an actor-critic, for PPO, A2C, TRPO and MaskablePPO. DQN and QR-DQN value every "
+            'action: use "MlpPolicy" on LMFeatures(TopKActions(env, k), candidates=k) of textgen_env.wrappers'
+        )
+
+    quantile_net = q_net  # what QR-DQN asks for
+
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that learn: TRPO asks each for a gradient, and optimisers need no others."""
         for name, parameter in super().named_parameters(*args, **kwargs):  # type: ignore[misc]
