@@ -61,7 +61,7 @@ class PPO:
         policy: actor and critic; trained in place.
         config: settings.
         seed: of sampling, shuffling and the environment; global generators are left alone.
-        ptx_texts: texts for the "ptx" term.
+        ptx_texts: whole texts for the "ptx" term; they end as the tokenizer ends texts.
         total_updates: length of the learning-rate schedule.
 
     Example::
@@ -96,7 +96,7 @@ class PPO:
         if cfg.kl_target is not None:
             self.kl = AdaptiveKLCoefficient(cfg.kl_coef, cfg.kl_target, cfg.kl_horizon)
         self.reference = self._reference() if cfg.kl_coef > 0 else None
-        self.ptx_tokens = [policy.language_model.encode(text) for text in ptx_texts]
+        self.ptx_tokens = [policy.language_model.encode(text, whole=True) for text in ptx_texts]
         if cfg.ptx_coef and not self.ptx_tokens:
             raise ValueError(f"ptx_coef={cfg.ptx_coef} needs ptx_texts; none were given")
         self.updates = 0

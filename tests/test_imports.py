@@ -13,7 +13,20 @@ ROOT = Path(__file__).parents[1]
 
 # What each room stands on, lowest first; a module may import rooms on earlier lines, and siblings in its own.
 ORDER = [
-    ["assets", "episode", "kl", "messages", "render", "sampling", "tasks", "token_log_probs", "trunk"],
+    [
+        "assets",
+        "episode",
+        "kl",
+        "messages",
+        "notices",
+        "render",
+        "sampling",
+        "tasks",
+        "token_log_probs",
+        "token_text",
+        "trunk",
+    ],
+    ["prompt_files"],
     [
         "prompts",
         "adapters",
@@ -28,7 +41,7 @@ ORDER = [
     ["prefix_cache"],
     ["language_model"],
     ["scorers"],
-    ["settings", "kl_penalty", "saved_state", "vocabulary"],
+    ["settings", "kl_penalty", "action_masks", "saved_state", "stop_strings", "vocabulary"],
     ["engine"],
     ["face"],
     ["env", "vector_env"],

@@ -14,17 +14,20 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
+from textgen_env.action_masks import ActionRules
 from textgen_env.episode import Completion, FinishReason, Prefixes, Prompt, StepResult
 from textgen_env.kl_penalty import KLPenalty
 from textgen_env.language_model import LanguageModel
-from textgen_env.messages import shown, warn_user
+from textgen_env.notices import shown, warn_user
 from textgen_env.prefix_cache import PrefixCache
-from textgen_env.prompts import PromptLike, as_prompt, load_prompts
+from textgen_env.prompts import PromptLike, as_prompt, check_columns, load_prompts
 from textgen_env.saved_state import engine_state, load_engine_state
 from textgen_env.scorers import ScorerError, get_scorer, scorer_name
 from textgen_env.scorers.base import score_parts
+from textgen_env.scorers.columns import taken_names
 from textgen_env.settings import Settings, check_room
-from textgen_env.vocabulary import ActionRules, StopStrings, fits_positions, same_vocabulary, tokenize_prompt
+from textgen_env.stop_strings import StopStrings
+from textgen_env.vocabulary import fits_positions, same_vocabulary, tokenize_prompt
 
 Rows = NDArray[np.int64]
 
@@ -69,7 +72,7 @@ class Engine:
             top_p=settings.reference_top_p,
         )
         self.rules = ActionRules(self.language_model, settings.forbidden_tokens, settings.min_new_tokens)
-        self.stop_strings = StopStrings(settings.stop_strings)
+        self.stop_strings = StopStrings(settings.stop_strings, self.language_model)
         self._eos = np.array(sorted(self.language_model.eos_token_ids), dtype=np.int64)
         check_room(slots, settings, self.language_model)
         width = settings.max_prompt_tokens + settings.max_new_tokens
@@ -84,9 +87,11 @@ class Engine:
         self.token_rewards, self.token_ref_log_probs, self.token_kls = (
             np.full((slots, settings.max_new_tokens), np.nan) for _ in range(3)
         )
-        self._token_ids: dict[str, list[int]] = {}
+        self._token_ids: dict[Any, list[int]] = {}
         self._warned_of_cut = False
         self.episodes_ended = 0
+        self._taken = taken_names(self.scorer)
+        self._check_prompts()
 
     def _load(self, role: str) -> LanguageModel:
         """The model of an argument; errors name that argument."""
@@ -94,6 +99,24 @@ class Engine:
         if not isinstance(source, (str, Path)):
             return source
         return LanguageModel(source, device=self.settings.device, dtype=self.settings.dtype, role=role)
+
+    def _check_prompts(self) -> None:
+        """Find prompts that the scorer or the tokenizer cannot take before the first episode does.
+
+        Templates refuse conversations for the order of their roles, so that one of each order is written out. Texts are
+        looked through only where the tokenizer knows tokens that the model does not.
+        """
+        every_text = len(self.language_model.tokenizer) > self.language_model.vocab_size
+        orders = set()
+        for index, prompt in enumerate(self.prompts):
+            check_columns(prompt, self._taken, f"prompts[{index}]")
+            order = tuple(message["role"] for message in prompt.messages or ())
+            if every_text or (order and order not in orders):
+                orders.add(order)
+                try:
+                    tokenize_prompt(self.language_model, prompt, self.settings.max_prompt_tokens)
+                except ValueError as error:
+                    raise ValueError(f"prompts[{index}]: {error}") from error
 
     # --- starting an episode ------------------------------------------------------------------------------------------
 
@@ -107,7 +130,9 @@ class Engine:
             if not 0 <= choice < len(self.prompts):
                 raise IndexError(f"options['prompt']={choice} is not an index of the {len(self.prompts)} prompts")
             return self.prompts[int(choice)]
-        return as_prompt(choice, "options['prompt']")  # type: ignore[arg-type]
+        prompt = as_prompt(choice, "options['prompt']")  # type: ignore[arg-type]
+        check_columns(prompt, self._taken, "options['prompt']")
+        return prompt
 
     def draw_prompt(self, generator: np.random.Generator) -> Prompt:
         """A prompt drawn uniformly from the set."""
@@ -125,18 +150,19 @@ class Engine:
                 column[row] = np.nan
 
     def _tokenize(self, prompt: Prompt) -> list[int]:
-        if prompt.text not in self._token_ids:
+        key = prompt.text if prompt.messages is None else (repr(prompt.messages),)
+        if key not in self._token_ids:
             if len(self._token_ids) > 10 * len(self.prompts) + 1000:  # prompts given by hand must not pile up for ever
                 self._token_ids.clear()
             limit = self.settings.max_prompt_tokens
-            self._token_ids[prompt.text], excess = tokenize_prompt(self.language_model, prompt.text, limit)
+            self._token_ids[key], excess = tokenize_prompt(self.language_model, prompt, limit)
             if excess and not self._warned_of_cut:
                 self._warned_of_cut = True
                 warn_user(
                     f"a prompt of {limit + excess} tokens was cut on the left to max_prompt_tokens={limit}: "
                     f"{prompt.text[:60]!r}… (said once for an environment)"
                 )
-        return self._token_ids[prompt.text]
+        return self._token_ids[key]
 
     # --- one token ----------------------------------------------------------------------------------------------------
 
@@ -204,18 +230,18 @@ class Engine:
             reasons[at] = FinishReason.LENGTH
         if self.stop_strings:
             for at, row in enumerate(rows.tolist()):
-                if self.stop_strings.reached(self.language_model, self.prefixes.response(row)):
+                if self.stop_strings.reached(*self.prefixes.halves(row)):
                     reasons[at] = FinishReason.STOP
         for at in np.flatnonzero(is_eos).tolist():
             reasons[at] = FinishReason.EOS
         return reasons
 
     def _completion(self, row: int, reason: FinishReason | None) -> Completion:
-        token_ids = tuple(self.prefixes.response(row).tolist())
-        text = self.stop_strings.cut(self.language_model.decode(token_ids))
+        prompt_ids, token_ids = self.prefixes.halves(row)
+        text = self.stop_strings.text(prompt_ids, token_ids)
         prompt = self.current[row]
         assert prompt is not None  # the row is playing
-        return Completion(prompt, text, token_ids, reason)
+        return Completion(prompt, text, tuple(token_ids), reason)
 
     def _score(
         self, rows: Rows, reasons: Sequence[FinishReason | None]
@@ -243,6 +269,8 @@ class Engine:
         """All completions in one call, with the columns that their prompts share as keyword arguments."""
         columns = {key for completion in completions for key in completion.prompt.extra}
         extra = {key: [completion.prompt.extra.get(key) for completion in completions] for key in columns}
+        if any(completion.prompt.messages for completion in completions):
+            extra["messages"] = [_messages(completion.prompt) for completion in completions]
         extra["completion_ids"] = [list(completion.token_ids) for completion in completions]
         extra["finish_reasons"] = [c.finish_reason.value if c.finish_reason else None for c in completions]
         scored = score_parts(
@@ -345,3 +373,10 @@ class Engine:
     def close(self) -> None:
         """Release the caches of the models; may be called twice, and stepping afterwards builds them anew."""
         self.kl.release()
+
+
+def _messages(prompt: Prompt) -> Any:
+    """What a scorer gets as `messages`: the conversation, or a text's column of that name."""
+    if prompt.messages is None:
+        return prompt.extra.get("messages")
+    return [dict(message) for message in prompt.messages]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from textgen_env.episode import FinishReason, Prompt
-from textgen_env.messages import shown
+from textgen_env.notices import shown
 from textgen_env.prompts import as_prompt, prompt_as_dict
 from textgen_env.scorers import scorer_name
 from textgen_env.settings import check_kl_coef
