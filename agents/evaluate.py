@@ -86,6 +86,11 @@ class Played:
         rollout = self.rollout
         return [ids[mask.bool()].tolist() for ids, mask in zip(rollout.input_ids, rollout.response_mask, strict=True)]
 
+    def prefix(self, row: int) -> list[int]:
+        """The tokens that one of them begins with: those of the prompt."""
+        rollout = self.rollout
+        return rollout.input_ids[row][rollout.attention_mask[row] > rollout.response_mask[row]].tolist()
+
 
 @torch.no_grad()
 def play(
@@ -138,8 +143,11 @@ def evaluate(
 def summarize(played: Played) -> Evaluation:
     """The metrics of `evaluate`, with all that standard errors need."""
     rollout = played.rollout
+    scored = rollout.scores.isfinite()  # a cut from outside has no score
     columns = {
-        "score": rollout.scores,
+        "count": torch.ones_like(rollout.scores),
+        "scored": scored,
+        "score": rollout.scores.where(scored, 0.0),
         "kl": torch.stack([kl.double().sum() for kl in played.per_response(played.log_probs - played.ref_log_probs)]),
         "ref": torch.stack([log_probs.double().sum() for log_probs in played.per_response(played.ref_log_probs)]),
         "length": rollout.lengths,
@@ -148,15 +156,14 @@ def summarize(played: Played) -> Evaluation:
     # sums over all n responses, then over all but the first, all but the second, …: (n + 1,)
     per_response = {name: column.cpu().double() for name, column in columns.items()}
     sums = {name: torch.cat([c.sum()[None], c.sum() - c]) for name, c in per_response.items()}
-    count = torch.tensor([len(rollout.texts), *[len(rollout.texts) - 1] * len(rollout.texts)], dtype=torch.float64)
     metrics = {
-        "score": sums["score"] / count,
+        "score": sums["score"] / sums["scored"].clamp(min=1),
         "kl_per_token": sums["kl"] / sums["length"],
-        "kl_per_response": sums["kl"] / count,
+        "kl_per_response": sums["kl"] / sums["count"],
         "reference_perplexity": torch.exp(-sums["ref"] / sums["length"]),
-        "response_length": sums["length"] / count,
+        "response_length": sums["length"] / sums["count"],
         "distinct_2": torch.tensor(distinct_without_each(played.tokens(), 2), dtype=torch.float64),
-        "eos_rate": sums["eos"] / count,
+        "eos_rate": sums["eos"] / sums["count"],
     }
     left_out = {name: values[1:].tolist() for name, values in metrics.items()} if len(rollout.texts) > 1 else {}
     whole = {name: float(values[0]) for name, values in metrics.items()}
@@ -191,7 +198,7 @@ def frames(played: Played, language_model: LanguageModel, count: int = 64) -> li
     return [
         Frame(
             prompt=rollout.prompts[row],
-            pieces=[language_model.tokenizer.decode([token]) for token in tokens],
+            pieces=language_model.token_text.shown_pieces(played.prefix(row), tokens),
             rewards=rewards[row].tolist(),
             ref_log_probs=ref_log_probs[row].tolist(),
             kls=(log_probs[row] - ref_log_probs[row]).tolist(),

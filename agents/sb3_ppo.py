@@ -13,6 +13,7 @@ trainer's do not.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,6 +179,8 @@ class SB3Trainer:
         "train/learning_rate": "lr",
     }
 
+    ENDINGS = ("score", "response_length")  # which a response that was cut from outside does not have
+
     def __init__(self, settings: SB3Settings, venv: VectorEnv, model: SteppedPPO) -> None:
         self.settings, self.model, self.updates = settings, model, 0
         self.sampling: dict[str, Any] = {"top_k": 0, "top_p": 1.0}
@@ -204,7 +207,8 @@ class SB3Trainer:
         self.model.learn(self._tokens, callback=callbacks, log_interval=2, reset_num_timesteps=False)
         self.updates += 1
         logged = self.model.logger.name_to_value
-        metrics = {short: float(logged[name]) for name, short in self.NAMES.items() if name in logged}
+        found = {short: float(logged[name]) for name, short in self.NAMES.items() if name in logged}
+        metrics = {name: value for name, value in found.items() if name not in self.ENDINGS or math.isfinite(value)}
         metrics["tokens_per_second"] = self._tokens / (time.perf_counter() - begin)
         return metrics, self.responses
 
