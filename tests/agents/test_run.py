@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,10 +91,42 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bits(
         assert (folder / name).read_text() == (straight / name).read_text()
     for part in ("last/model.safetensors", "last/critic.safetensors", "best/model.safetensors"):
         assert (folder / part).read_bytes() == (straight / part).read_bytes()
-    checkpoints = [next((run / "checkpoints").glob("*/tensors.safetensors")) for run in (folder, straight)]
-    ours, theirs = (load_file(path) for path in checkpoints)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for path in (straight / "checkpoints" / "00000006").iterdir():
+        assert (folder / "checkpoints" / "00000006" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before(
+    straight: Path, word_model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "damaged"
+    shutil.copytree(straight, folder)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["00000004", "00000006"]
+    damaged = folder / "checkpoints" / "00000006" / "state.json"
+    damaged.write_text(damaged.read_text().replace('"updates": 6', '"updates": 5'))
+    main(flags(folder, word_model, prompts, "--resume"))
+    said = capsys.readouterr().out
+    assert f"{damaged} is damaged" in said
+    assert "going on after update 4 of 6" in said
+    assert without_times(folder) == without_times(straight)
+    for name in ("after.json", "last/model.safetensors", "best/model.safetensors"):
+        assert (folder / name).read_bytes() == (straight / name).read_bytes()
+    for path in (straight / "checkpoints" / "00000006").iterdir():
+        assert (folder / "checkpoints" / "00000006" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_run_that_ended_goes_on_with_more_updates(word_model: Path, prompts: Path, tmp_path: Path):
+    """Where the schedule does not depend on the length, it is the longer run."""
+    constant = ["--lr-decay", "constant"]
+    main(flags(tmp_path / "short", word_model, prompts, *constant, "--updates", "2"))
+    main(flags(tmp_path / "short", word_model, prompts, *constant, "--updates", "4", "--resume"))
+    main(flags(tmp_path / "long", word_model, prompts, *constant, "--updates", "4"))
+    short, long = (
+        [record for record in without_times(tmp_path / name) if "train/score" in record] for name in ("short", "long")
+    )
+    assert short == long
+    assert [record["update"] for record in short] == [1, 2, 3, 4]
+    last = "last/model.safetensors"
+    assert (tmp_path / "short" / last).read_bytes() == (tmp_path / "long" / last).read_bytes()
 
 
 def test_a_folder_is_not_overwritten_and_settings_may_not_change(straight: Path, word_model: Path, prompts: Path):
