@@ -99,7 +99,6 @@ class Run:
         self.folder = self.run_folder.path
         try:
             self._set_up(make_trainer)
-            self.run_folder.claim()
         except BaseException:
             self.close()
             raise
@@ -116,6 +115,7 @@ class Run:
         self._saved, self._warned = -1, set[str]()
         if (state := self.run_folder.restore()) is not None:
             self._load(state)
+            self.run_folder.claim()  # it may have more updates now
 
     def make_policy(self) -> ActorCritic:
         """What is trained; the same each time, also where the run goes on."""
@@ -191,6 +191,7 @@ class Run:
         if self.before is None:
             self.display.say(f"run in {self.folder}: {self.settings.updates} updates; held-out prompts first")
             self.before = self.evaluate()
+            self.run_folder.claim()  # not before: what evaluation refuses leaves no trace
             self._save()
         return self.before
 

@@ -34,8 +34,8 @@ class RunFolder:
     """A run's folder, locked until `close`: new, or with ``resume`` that of the run which goes on.
 
     Nothing of a folder is touched before it is known to be empty or this run's own. What makes it a run is
-    ``settings.json``, which `claim` writes when everything else is known to be right; if it never comes to that,
-    `close` leaves no trace.
+    ``settings.json``, which `claim` writes when everything else is known to work; if it never comes to that, `close`
+    leaves no trace.
 
     Args:
         settings: of the run.

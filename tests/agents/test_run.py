@@ -129,6 +129,13 @@ def test_a_run_that_ended_goes_on_with_more_updates(word_model: Path, prompts: P
     assert (tmp_path / "short" / last).read_bytes() == (tmp_path / "long" / last).read_bytes()
 
 
+def test_what_the_first_evaluation_refuses_leaves_no_folder(word_model: Path, prompts: Path, tmp_path: Path):
+    """BLEU without references is found when the first response is scored."""
+    with pytest.raises(Exception, match="reference"):
+        main(flags(tmp_path / "deep" / "run", word_model, prompts, "--scorer", "bleu"))
+    assert not (tmp_path / "deep").exists()
+
+
 def test_a_folder_is_not_overwritten_and_settings_may_not_change(straight: Path, word_model: Path, prompts: Path):
     with pytest.raises(FileExistsError, match="--resume"):
         main(flags(straight, word_model, prompts))

@@ -174,6 +174,8 @@ def test_settings_and_folders_are_checked_at_the_door(tmp_path: Path):
                 small(tmp_path / "run", **{name: value})
     with pytest.raises(ValueError, match="frozen_layers=99"):
         run(small(tmp_path / "run", frozen_layers=99))
+    with pytest.raises(Exception, match="reference"):
+        run(small(tmp_path / "run", scorer="bleu"))
     assert not (tmp_path / "run").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "last").mkdir()
