@@ -26,6 +26,10 @@ T = TypeVar("T")
 class Program(Protocol):
     """What is set up and then runs."""
 
+    @property
+    def begun(self) -> bool:
+        """Whether its settings have proved to work."""
+
     def execute(self) -> Any:
         """To the end."""
 
@@ -70,27 +74,26 @@ def _say(mistake: str, help_command: str = "") -> None:
 def run(set_up: Callable[[], Program]) -> None:
     """Set up a program and run it, as a process: exceptions become what people read, and the exit code.
 
-    A mistake in the settings ends it with one line and code 2 (with ``--debug`` the traceback comes first); what fails
-    in training itself shows its traceback, with everything in it made visible, and code 1.
+    A mistake in the settings, found before the run has begun, ends it with one line and code 2 (with ``--debug`` the
+    traceback comes first); what fails in training shows its traceback, with everything in it made visible, and code 1.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    program: Program | None = None
     try:
         program = set_up()
-    except KeyboardInterrupt:
+        program.execute()
+    except KeyboardInterrupt:  # `execute` makes something better of it
         print("stopped while it was set up; nothing has begun", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        if "--debug" in sys.argv:
+        begun = program is not None and program.begun
+        if begun or "--debug" in sys.argv:
             _show_traceback()
-        _say(str(error) or type(error).__name__)
-        raise SystemExit(2) from None
-    try:
-        program.execute()
-    except Exception:
-        _show_traceback()
-        raise SystemExit(1) from None
+        if not begun:
+            _say(str(error) or type(error).__name__)
+        raise SystemExit(1 if begun else 2) from None
 
 
 def _show_traceback() -> None:

@@ -134,6 +134,11 @@ class Run:
             message = f"{self.run_folder.saved()}, but does not fit this program: {type(error).__name__}: {error}"
             raise CheckpointError(message) from error
 
+    @property
+    def begun(self) -> bool:
+        """Whether the first evaluation went well: from then on the folder is this run's."""
+        return self.before is not None
+
     def close(self) -> None:
         """Give the folder free for other processes."""
         self.run_folder.close()

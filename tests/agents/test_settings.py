@@ -144,6 +144,27 @@ def test_the_process_says_one_line_and_with_debug_the_traceback(tmp_path: Path):
     assert err.startswith("error: env='CartPole-v1' is not a textgen environment")
     _, err = debug.communicate()
     assert debug.returncode == 2
-    assert err.startswith("Traceback")
     assert "environments.py" in err
+    assert err.startswith("Traceback")
     assert err.splitlines()[-1].startswith("error: env='CartPole-v1'")
+
+
+def test_a_scorer_that_the_prompts_do_not_suit_is_one_line_too(tmp_path: Path):
+    process = start(
+        "ppo", "--scorer", "bleu", "--num-envs", "4", "--eval-prompts", "4", "--output", str(tmp_path / "run")
+    )
+    _, err = process.communicate()
+    assert (process.returncode, len(err.splitlines())) == (2, 1)
+    assert "bleu: references[0] is empty" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_fails_in_training_shows_where(tmp_path: Path):
+    """At this rate the weights overflow in the first update; what is before it stays."""
+    sizes = ["--num-envs", "4", "--episodes", "4", "--eval-prompts", "4", "--max-new-tokens", "3"]
+    process = start("ppo", *sizes, "--lr", "1e30", "--output", str(tmp_path / "run"))
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.startswith("Traceback")
+    assert "NonFiniteError: gradient norm is not finite in update 1" in err.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000000"]
