@@ -19,7 +19,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from rich.console import Console
 from torch import Tensor
 
+from textgen_env.episode import Prompt
 from textgen_env.language_model import LanguageModel
+from textgen_env.prompts import prompt_as_dict
 from textgen_env.render import Frame, render_html
 
 from .checkpoint import CheckpointError
@@ -113,6 +115,8 @@ class Run:
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
         self._saved, self._warned = -1, set[str]()
+        prompts = [prompt_as_dict(prompt) for venv in (self.venv, self.eval_venv) for prompt in _prompts(venv)]
+        self.run_folder.bind(prompts=prompts, model=self.policy.language_model.model)
         if (state := self.run_folder.restore()) is not None:
             self._load(state)
             self.run_folder.claim()  # it may have more updates now
@@ -251,6 +255,10 @@ class Run:
             f"{name}/" if (self.folder / name).is_dir() else name for name in names if (self.folder / name).exists()
         )
         self.display.say(f"saved in {self.folder}: {', '.join(there)}; last/ and best/ are for from_pretrained")
+
+
+def _prompts(venv: VectorEnv) -> list[Prompt]:
+    return list(cast(Any, venv.unwrapped).prompts)
 
 
 def write_report(

@@ -8,10 +8,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from .checkpoint import CheckpointError, latest_checkpoint, prune_checkpoints, read_newest, save_checkpoint
 from .display import Display
@@ -44,7 +48,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        settings: those that a run keeps for life, each under its own name.
+        settings: those that a run keeps for life, each under its own name; see `bind`.
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is off, or files that are no run.
@@ -98,6 +102,10 @@ class RunFolder:
     def __del__(self) -> None:
         if getattr(self, "_lock", None) is not None:
             self.close()
+
+    def bind(self, **contents: Any) -> None:
+        """Bind the checkpoints to what settings only name: the run goes on with the same content, or not at all."""
+        self.settings |= {f"content of {name}": fingerprint(content) for name, content in contents.items()}
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -189,6 +197,17 @@ class RunFolder:
                 os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                 return handle
             os.close(handle)  # its holder removed it in between
+
+
+def fingerprint(content: Any) -> str:
+    """CRC-32 of the weights of a module, without those that LoRA adds, or of anything else as `repr` writes it."""
+    if not isinstance(content, nn.Module):
+        return f"{zlib.crc32(repr(content).encode('utf-8', 'surrogatepass')):08x}"
+    value = 0
+    for name, tensor in content.state_dict().items():
+        if "lora_" not in name:
+            value = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), value)
+    return f"{value:08x}"
 
 
 def _bound(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_run import flags, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from textgen_env.agents.checkpoint import CheckpointError
 from textgen_env.agents.evaluate import distinct_n
 from textgen_env.agents.metrics import MetricsLog, read_metrics
 from textgen_env.agents.ppo import main
@@ -127,6 +128,23 @@ def test_a_run_that_ended_goes_on_with_more_updates(word_model: Path, prompts: P
     assert [record["update"] for record in short] == [1, 2, 3, 4]
     last = "last/model.safetensors"
     assert (tmp_path / "short" / last).read_bytes() == (tmp_path / "long" / last).read_bytes()
+
+
+@pytest.mark.parametrize("what", ["prompts", "model"])
+def test_other_content_under_the_same_name_is_refused(what: str, word_model: Path, tmp_path: Path):
+    prompts, model = write_prompts(tmp_path / "prompts.jsonl"), tmp_path / "model"
+    shutil.copytree(word_model, model)
+    given = flags(tmp_path / "run", model, prompts, "--updates", "1", "--lora-rank", "2")
+    main(given)
+    main([*given, "--resume"])
+    if what == "prompts":
+        prompts.write_text(prompts.read_text().replace("a e", "a f"))
+    else:
+        weights = load_file(model / "model.safetensors")
+        weights["model.norm.weight"][0] += 0.5
+        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"content of {what}='[0-9a-f]{{8}}' there, '[0-9a-f]{{8}}' here"):
+        main([*given, "--resume"])
 
 
 def test_what_the_first_evaluation_refuses_leaves_no_folder(word_model: Path, prompts: Path, tmp_path: Path):
