@@ -41,7 +41,7 @@ from .files import replace_file
 from .policy import ActorCritic, frozen_scorer
 from .run import Run
 from .run_settings import RunSettings
-from .setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, check, optional
+from .setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, check, optional, whole
 
 
 @dataclass
@@ -97,10 +97,17 @@ class SB3Settings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, RULES)
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(f"kl_coef=0 with kl_target={self.kl_target} must be > 0: β adapts by factors")
+        if self.n_steps * self.num_envs < 2:
+            raise ValueError(
+                "n_steps=1 with num_envs=1 is one token an update; SB3 whitens advantages, of two at least"
+            )
 
 
 RULES = {
-    **dict.fromkeys(("n_steps", "epochs", "batch_size"), COUNT),
+    **dict.fromkeys(("n_steps", "epochs"), COUNT),
+    "batch_size": whole(2),  # SB3 whitens advantages
     **dict.fromkeys(("lora_rank", "frozen_layers"), COUNT_OR_ZERO),
     **dict.fromkeys(("lr", "value_coef", "entropy_coef", "kl_coef"), NOT_NEGATIVE),
     **dict.fromkeys(("value_scale", "clip", "max_grad_norm"), POSITIVE),

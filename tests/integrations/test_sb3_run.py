@@ -166,12 +166,15 @@ def test_a_signal_finishes_the_update(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_settings_and_folders_are_checked_at_the_door(tmp_path: Path):
     for name in ("n_steps", "epochs", "batch_size", "updates", "save_every", "num_envs"):
         for value in (0, -1, 1.5, math.nan, None):
-            with pytest.raises((ValueError, TypeError), match=f"^{name}={value!r} must be a whole number ≥ 1"):
+            with pytest.raises((ValueError, TypeError), match=f"^{name}={value!r} must be a whole number ≥ [12]"):
                 small(tmp_path / "run", **{name: value})
     for name in ("lr", "clip", "gamma", "lam", "max_grad_norm", "value_coef", "kl_coef", "entropy_coef", "value_scale"):
         for value in (-1, math.nan, math.inf, "1"):
             with pytest.raises((ValueError, TypeError), match=f"^{name}={value!r} must be "):
                 small(tmp_path / "run", **{name: value})
+    for together in ({"kl_coef": 0, "kl_target": 1.0}, {"n_steps": 1, "num_envs": 1}):
+        with pytest.raises(ValueError, match=" with "):
+            small(tmp_path / "run", **together)
     with pytest.raises(ValueError, match="frozen_layers=99"):
         run(small(tmp_path / "run", frozen_layers=99))
     with pytest.raises(Exception, match="reference"):
