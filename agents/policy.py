@@ -23,7 +23,7 @@ from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import hidden_states, predicting, response_log_probs
 from textgen_env.trunk import unwrap
 
-from .setting_checks import COUNT, COUNT_OR_ZERO, check, choice
+from .setting_checks import COUNT, COUNT_OR_ZERO, INTEGER, check, choice
 
 
 @dataclass
@@ -40,8 +40,8 @@ class PolicyConfig:
     """Transformer blocks, from the input up, that do not learn; any number above 0 freezes the embeddings too."""
 
     def __post_init__(self) -> None:
-        rules = {"critic": choice("shared", "separate"), "lora_alpha": COUNT}
-        check(self, rules | dict.fromkeys(("lora_rank", "frozen_layers"), COUNT_OR_ZERO))
+        rules = {"critic": choice("shared", "separate"), "lora_rank": COUNT_OR_ZERO, "lora_alpha": COUNT}
+        check(self, {**rules, "frozen_layers": INTEGER})  # how many there are, only the model knows
 
 
 class Evaluation(NamedTuple):

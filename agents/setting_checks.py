@@ -88,6 +88,7 @@ def optional(rule: Rule) -> Rule:
     return replace(rule, optional=True)
 
 
+INTEGER = Rule("a whole number", lambda _: True, _integer)
 COUNT = whole(1)
 COUNT_OR_ZERO = whole(0)
 SEED = whole(0, 2**32 - 1)  # what numpy's global generator takes, which SB3 seeds

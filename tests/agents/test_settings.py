@@ -38,7 +38,12 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
     ),
     (
         PolicyConfig,
-        {"critic": ["none", None], "lora_alpha": COUNT, **dict.fromkeys(("lora_rank", "frozen_layers"), COUNT_OR_ZERO)},
+        {
+            "critic": ["none", None],
+            "lora_alpha": COUNT,
+            "lora_rank": COUNT_OR_ZERO,
+            "frozen_layers": [*NEVER, 1.5, None],
+        },
     ),
     (
         PPOSettings,
@@ -125,6 +130,7 @@ def test_a_wrong_flag_is_one_line_and_code_2(
         (["--ptx-texts", "nowhere.txt"], "ptx_texts='nowhere.txt' must be a text file in UTF-8"),
         (["--ptx-coef", "1"], "ptx_coef=1.0 needs ptx_texts"),
         (["--frozen-layers", "99"], "frozen_layers=99"),
+        (["--frozen-layers", "-1"], "frozen_layers=-1"),
     ],
 )
 def test_what_only_the_set_up_can_find_is_named_and_leaves_no_folder(flags: list[str], message: str, tmp_path: Path):
