@@ -66,6 +66,8 @@ def make_folder(path: Path) -> list[Path]:
 
 def sync(path: Path) -> None:
     """Have the system write a file's content, or a folder's names, to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from small_run import start
 
+from textgen_env.agents.command_line import run as run_program
 from textgen_env.agents.policy import PolicyConfig
 from textgen_env.agents.ppo import make_run
 from textgen_env.agents.ppo_config import PPOConfig, PPOSettings
@@ -142,35 +145,55 @@ def test_what_only_the_set_up_can_find_is_named_and_leaves_no_folder(flags: list
     assert not (tmp_path / "run").exists()
 
 
-def test_the_process_says_one_line_and_with_debug_the_traceback(tmp_path: Path):
-    flags = ["--env", "CartPole-v1", "--output", str(tmp_path / "run")]
-    plain, debug = start("ppo", *flags), start("ppo", *flags, "--debug")
-    out, err = plain.communicate()
-    assert (plain.returncode, out, len(err.splitlines())) == (2, "", 1)
+def test_the_process_says_one_line(tmp_path: Path):
+    process = start("ppo", "--env", "CartPole-v1", "--output", str(tmp_path / "run"))
+    out, err = process.communicate()
+    assert (process.returncode, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith("error: env='CartPole-v1' is not a textgen environment")
-    _, err = debug.communicate()
-    assert debug.returncode == 2
-    assert "environments.py" in err
-    assert err.startswith("Traceback")
-    assert err.splitlines()[-1].startswith("error: env='CartPole-v1'")
 
 
-def test_a_scorer_that_the_prompts_do_not_suit_is_one_line_too(tmp_path: Path):
-    process = start(
-        "ppo", "--scorer", "bleu", "--num-envs", "4", "--eval-prompts", "4", "--output", str(tmp_path / "run")
-    )
-    _, err = process.communicate()
-    assert (process.returncode, len(err.splitlines())) == (2, 1)
-    assert "bleu: references[0] is empty" in err
+SMALL = ["--num-envs", "4", "--episodes", "4", "--eval-prompts", "4", "--max-new-tokens", "3"]
+
+
+@pytest.fixture
+def end_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[object, list[str]]]:
+    """Runs the program with some flags; its exit code and what it said on standard error."""
+
+    def end(*flags: str) -> tuple[object, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["program", *SMALL, *flags, "--output", str(tmp_path / "run")])
+        with pytest.raises(SystemExit) as ended:
+            run_program(make_run)
+        return ended.value.code, capsys.readouterr().err.splitlines()
+
+    return end
+
+
+def test_a_mistake_is_one_line_and_with_debug_the_traceback(end_of: Callable[..., Any], tmp_path: Path):
+    mistake = "error: env='CartPole-v1' is not a textgen environment; choose one of"
+    code, (line,) = end_of("--env", "CartPole-v1")
+    assert code == 2
+    assert line.startswith(mistake)
+    code, (first, *lines, last) = end_of("--env", "CartPole-v1", "--debug")
+    assert code == 2
+    assert first.startswith("Traceback")
+    assert any("environments.py" in line for line in lines)
+    assert last.startswith(mistake)
     assert not (tmp_path / "run").exists()
 
 
-def test_what_fails_in_training_shows_where(tmp_path: Path):
+def test_a_scorer_that_the_prompts_do_not_suit_is_one_line_too(end_of: Callable[..., Any], tmp_path: Path):
+    code, (line,) = end_of("--scorer", "bleu")
+    assert code == 2
+    assert "bleu: references[0] is empty" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_fails_in_training_shows_where(end_of: Callable[..., Any], tmp_path: Path):
     """At this rate the weights overflow in the first update; what is before it stays."""
-    sizes = ["--num-envs", "4", "--episodes", "4", "--eval-prompts", "4", "--max-new-tokens", "3"]
-    process = start("ppo", *sizes, "--lr", "1e30", "--output", str(tmp_path / "run"))
-    _, err = process.communicate()
-    assert process.returncode == 1
-    assert err.startswith("Traceback")
-    assert "NonFiniteError: gradient norm is not finite in update 1" in err.splitlines()[-1]
+    code, lines = end_of("--lr", "1e30")
+    assert code == 1
+    assert lines[0].startswith("Traceback")
+    assert "NonFiniteError: gradient norm is not finite in update 1" in lines[-1]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000000"]

@@ -46,14 +46,17 @@ def interrupting(run: Run, at: int, number: int) -> Run:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_update_is_finished_and_saved(number: int, word_model: Path, prompts: Path, tmp_path: Path):
-    handlers = [signal.getsignal(each) for each in SIGNALS]
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     folder = tmp_path / "run"
     run = interrupting(make_run(flags(folder, word_model, prompts, "--save-every", "5")), 3, number)
-    with pytest.raises(SystemExit) as end:
-        run.execute()
+    before = signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+    handlers = [signal.getsignal(each) for each in SIGNALS]
+    try:
+        with pytest.raises(SystemExit) as end:
+            run.execute()
+        assert [signal.getsignal(each) for each in SIGNALS] == handlers
+    finally:
+        signal.signal(number, before)
     assert end.value.code == 128 + number
-    assert [signal.getsignal(each) for each in SIGNALS] == handlers
     assert latest_checkpoint(folder / "checkpoints") == folder / "checkpoints" / "00000003"
     assert [r["update"] for r in read_metrics(folder / "metrics.jsonl") if "train/score" in r] == [1, 2, 3]
     assert not (folder / "after.json").exists()
@@ -72,7 +75,6 @@ def test_what_is_said_goes_on_with_the_run(word_model: Path, prompts: Path, tmp_
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate()
     assert process.returncode == 143, out + err
-    assert "a second signal stops at once" in err
     *_, reason, command = out.splitlines()
     done = int(latest_checkpoint(stopped / "checkpoints").name)  # type: ignore[union-attr]
     assert f"stopped by SIGTERM: update {done} is saved in {stopped}/checkpoints/{done:08d}" in reason
