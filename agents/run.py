@@ -40,6 +40,17 @@ from .stopping import Stopped, Stopping
 __all__ = ["Run", "RunSettings", "TaskSettings", "Trainer", "make_environments", "split_prompts"]
 
 
+LEFT = {
+    "last": "last/ (transformers format)",
+    "best": "best/ (the same)",
+    "model.zip": "model.zip (PPO.load)",
+    "plot.png": "plot.png",
+    "episodes.html": "episodes.html",
+    "metrics.jsonl": "metrics.jsonl",
+}
+"""What a run leaves, as its last line says it."""
+
+
 class Trainer(Protocol):
     """What a run needs of an algorithm.
 
@@ -160,6 +171,7 @@ class Run:
                 self._train(stopping)
                 self._report()
         except Stopped as stopped:
+            self.display.stop()
             if self.before is not None and self._saved != self.trainer.updates:
                 self._save()
             self.display.say(f"stopped by {stopped}: {self.run_folder.saved()}; to go on:")
@@ -250,11 +262,8 @@ class Run:
         replace_folder(self.folder / "last", self.policy.save)
         model = self.policy.language_model
         write_report(self.folder, self.display, self.settings, (self.before, self.after), lambda: frames(played, model))
-        names = ("last", "best", "model.zip", "plot.png", "episodes.html", "metrics.jsonl")
-        there = (
-            f"{name}/" if (self.folder / name).is_dir() else name for name in names if (self.folder / name).exists()
-        )
-        self.display.say(f"saved in {self.folder}: {', '.join(there)}; last/ and best/ are for from_pretrained")
+        there = [name for path, name in LEFT.items() if (self.folder / path).exists()]
+        self.display.say(f"saved in {self.folder}: {', '.join(there)}")
 
 
 def _prompts(venv: VectorEnv) -> list[Prompt]:
