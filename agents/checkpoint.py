@@ -64,7 +64,7 @@ def prune_checkpoints(folder: Path, update: int) -> None:
     keep = [path for path in _numbered(folder) if int(path.name) <= update][-KEPT:]
     for path in _numbered(folder):
         if path not in keep:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -114,7 +114,8 @@ def _numbered(folder: Path) -> list[Path]:
     """Oldest first."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+    numbered = (path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+    return sorted(numbered, key=lambda path: int(path.name))
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -59,12 +59,13 @@ def test_the_two_newest_checkpoints_stay_and_half_ones_do_not_count(tmp_path: Pa
     for update in (1, 2, 10):
         save_checkpoint(tmp_path, update, {"update": update})
     (tmp_path / ".00000011.tmp").mkdir()  # a kill while the next one was being written
+    (tmp_path / "00000012").write_text("a file")
     latest = latest_checkpoint(tmp_path)
     assert latest is not None
     assert read_state(latest) == {"update": 10}
-    assert sorted(path.name for path in tmp_path.glob("0*")) == ["00000002", "00000010"]
+    assert sorted(path.name for path in tmp_path.glob("0*/")) == ["00000002", "00000010"]
     with pytest.raises(TypeError):
-        save_checkpoint(tmp_path, 12, {"bad": object()})
+        save_checkpoint(tmp_path, 13, {"bad": object()})
     assert latest_checkpoint(tmp_path) == latest
     assert read_state(latest) == {"update": 10}
 
