@@ -110,7 +110,7 @@ def test_everything_that_can_be_kept_is_kept(tmp_path: Path):
     assert ours.keys() == theirs.keys() != set()
     assert all(torch.equal(ours[i]["exp_avg"], theirs[i]["exp_avg"]) for i in ours)
     assert trainer.beta.value == saved.kl_coefficient.value != settings.kl_coef
-    assert trainer.env.engine.scorer.state_dict()["count"] > 0
+    assert trainer.env.scorer.state_dict()["count"] > 0
     again.execute()
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [record["update"] for record in records] == [1, 2, 3, 4]
