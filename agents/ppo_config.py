@@ -42,7 +42,7 @@ class PPOConfig:
     """Trajectories per forward pass; gradients accumulate over minibatch_size / micro_batch_size of them."""
     lr: float = 4e-4
     """Peak learning rate of the actor (and of a separate critic). 4e-4 suits a model of a few million weights and LoRA;
-    for all weights of one of 100 million start at 1e-5."""
+    for all weights of one of 100 million begin between 1e-5 and 3e-5."""
     value_lr: float = 1e-3
     """Peak learning rate of the value head."""
     warmup_updates: int = 3
@@ -70,7 +70,7 @@ class PPOConfig:
     kl_coef: float = 0.05
     """β, reward per nat of KL(π‖π_ref); 0 runs no reference model at all."""
     kl_in: Literal["reward", "loss"] = "reward"
-    """−β·k1 in the reward of each token, or β·k3 in the loss."""
+    """−β·k1 in the reward of each token, or β·ratio·k3 in the loss."""
     kl_target: float | None = None
     """If set, β adapts so that the mean KL of a whole *response* stays near this many nats (Ziegler et al. 2019)."""
     kl_horizon: float = 10_000
