@@ -64,8 +64,11 @@ class RewardFunction:
             TypeError: a prompt or completion is neither text nor conversation.
         """
         extra = {key: column for key, column in columns.items() if key not in NOT_COLUMNS}
-        if not all(isinstance(prompt, str) for prompt in prompts):
-            extra.setdefault("messages", [None if isinstance(prompt, str) else list(prompt) for prompt in prompts])
+        conversations = [
+            None if isinstance(prompt, str) else _messages(prompt, "prompts", row) for row, prompt in enumerate(prompts)
+        ]
+        if any(messages is not None and len(messages) > 1 for messages in conversations):  # more than their last texts
+            extra.setdefault("messages", conversations)
         if self.eos_token_ids:
             extra["finish_reasons"] = [self._finish_reason(ids) for ids in completion_ids]
         parts = raw_parts(
@@ -91,16 +94,21 @@ def _text(value: Any, column: str, row: int) -> str:
     """A text, or that of a conversation's last message; a message that only calls tools has none."""
     if isinstance(value, str):
         return value
-    messages = [value] if isinstance(value, Mapping) else value
-    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
-        raise TypeError(
-            f"{column}[{row}] must be a text or a list of messages with role and content, got {shown(value)}"
-        )
+    messages = _messages(value, column, row)
     content = (messages[-1].get("content") if messages else None) or ""
     if isinstance(content, str):
         return content
     parts = [part if isinstance(part, Mapping) else {"text": part} for part in content]
     return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def _messages(value: Any, column: str, row: int) -> list[Any]:
+    messages = [value] if isinstance(value, Mapping) else value
+    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+        raise TypeError(
+            f"{column}[{row}] must be a text or a list of messages with role and content, got {shown(value)}"
+        )
+    return list(messages)
 
 
 def prompt_dataset(prompts: PromptSource) -> datasets.Dataset:
