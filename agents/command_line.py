@@ -12,15 +12,19 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import tyro
 
+import textgen_env
+
 from .display import one_line
 
 T = TypeVar("T")
+PACKAGE = Path(textgen_env.__file__).parent
 
 
 class Program(Protocol):
@@ -82,8 +86,9 @@ def run(set_up: Callable[[], Program]) -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     program: Program | None = None
     try:
-        program = set_up()
-        program.execute()
+        with _plain_warnings():
+            program = set_up()
+            program.execute()
     except KeyboardInterrupt:  # `execute` makes something better of it
         print("stopped while it was set up; nothing has begun", file=sys.stderr)
         raise SystemExit(130) from None
@@ -94,6 +99,31 @@ def run(set_up: Callable[[], Program]) -> None:
         if not begun:
             _say(str(error) or type(error).__name__)
         raise SystemExit(1 if begun else 2) from None
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings of this package as lines of their own: no line of the user's led to them, and the file is no news.
+
+    Each is shown once, though the environments of training and of evaluation may both give it for prompts of theirs.
+    """
+    told: set[str] = set()
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if not Path(filename).is_relative_to(PACKAGE) and not Path(filename).is_relative_to(Path(__file__).parent):
+            before(message, category, filename, *rest)
+            return
+        kind = re.sub(r"\d+|'.*'|\".*\"", "", str(message))
+        if kind not in told:
+            told.add(kind)
+            print(f"warning: {one_line(str(message))}", file=sys.stderr)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _show_traceback() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from rich.console import Console
 from small_run import SCORER
 
+from textgen_env.agents import command_line
 from textgen_env.agents.display import Display
 from textgen_env.agents.evaluate import Evaluation
 from textgen_env.agents.metrics import read_metrics
@@ -184,3 +187,23 @@ class Gone(io.StringIO):
 @pytest.mark.parametrize("error", [OSError, BrokenPipeError])
 def test_a_screen_that_is_gone_costs_the_output_alone(error: type[OSError], make_run: Callable[..., Run]):
     assert finished(make_run(Console(file=Gone(error), width=80)).execute())
+
+
+def test_warnings_are_lines_without_a_file_and_come_once(capsys: pytest.CaptureFixture[str]) -> None:
+    class Program:
+        begun = True
+
+        def execute(self) -> None:
+            file = str(Path(command_line.__file__).with_name("run.py"))
+            for number, name in ((34, "'one\x1b'"), (33, "'two'")):
+                warnings.warn_explicit(f"a prompt of {number} tokens, {name}", UserWarning, file, number)
+            warnings.warn_explicit("a library's", UserWarning, "/elsewhere/library.py", 7)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, category, filename, *_: print(filename, file=sys.stderr)
+        command_line.run(Program)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: a prompt of 34 tokens, 'one\\x1b'",
+        "/elsewhere/library.py",
+    ]
