@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 # What each room stands on, lowest first; a module may import rooms on earlier lines, and siblings in its own.
 ORDER = [
     ["assets", "episode", "kl", "render", "sampling", "tasks", "token_log_probs", "trunk"],
-    ["prompts", "adapters", "grouped_attention", "library_cache", "slot_attention", "wide_products"],
+    ["prompts", "adapters", "grouped_attention", "position_switches", "slot_attention", "wide_products"],
+    ["whole_texts"],
+    ["library_cache", "verification"],
     ["scoring"],
     ["prefix_cache"],
     ["language_model"],
