@@ -37,9 +37,11 @@ class Batch:
 def describe(batch: Batch) -> dict[str, float]:
     """Metrics of a scored rollout; docs/metrics.md explains each."""
     rollout, mask = batch.rollout, batch.rollout.response_mask
+    scores = rollout.scores[rollout.scores.isfinite()]  # a cut from outside has none
+    scores = scores if len(scores) else torch.zeros(1)
     metrics = {
-        "score": rollout.scores.mean(),
-        "score_std": rollout.scores.std(correction=0),
+        "score": scores.mean(),
+        "score_std": scores.std(correction=0),
         "reward": batch.rewards.sum(dim=1).mean(),
         "response_length": rollout.lengths.float().mean(),
         "value": masked_mean(batch.values, mask),

@@ -50,10 +50,22 @@ def entropy_loss(entropy: Tensor, response_mask: Tensor | None = None) -> Tensor
     return -masked_mean(entropy, response_mask)
 
 
-def kl_loss(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
-    """E[k3] = E[e^d − d − 1], d = log π_ref(a|s) − log π(a|s): KL(π‖π_ref) in the loss (Schulman 2020; GRPO eq. 4)."""
-    d = log_ratio(ref_log_prob, log_prob, response_mask)
-    return masked_mean(torch.expm1(d) - d, response_mask)
+def kl_loss(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor, *, old_log_prob: Tensor) -> Tensor:
+    """E_old[ρ·k3], ρ = π/π_old, k3 = e^d − d − 1, d = log π_ref(a|s) − log π(a|s): KL(π‖π_ref) in the loss.
+
+    For tokens drawn from π_old the value is unbiased, and so is the gradient: Σ_a π(a|s)·k3(a) is KL(π‖π_ref) up to a
+    constant, and ρ carries π's share of the derivative. Through k3 alone (GRPO's eq. 4) the expected gradient would be
+    that of KL(π_ref‖π) (arXiv 2510.01555). The states are those that π_old visited.
+
+    Args:
+        log_prob: log π(a|s) of the sampled tokens, with gradient, nats.
+        ref_log_prob: log π_ref(a|s), a constant.
+        response_mask: 1 on the agent's tokens; whatever stands elsewhere is never read.
+        old_log_prob: log π_old(a|s) of the policy that sampled, a constant. On-policy it equals ``log_prob``.
+    """
+    ratio = log_ratio(log_prob, old_log_prob.detach(), response_mask).exp()
+    d = log_ratio(ref_log_prob.detach(), log_prob, response_mask)
+    return masked_mean(ratio * (torch.expm1(d) - d), response_mask)
 
 
 def language_model_loss(log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
@@ -68,8 +80,11 @@ def log_ratio(log_prob: Tensor, other_log_prob: Tensor, response_mask: Tensor | 
 
 
 def approx_kl(log_prob: Tensor, old_log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
-    """How far the update has moved, nats a token: KL(π_old‖π) by k3 on tokens of π_old, e^d − 1 − d with d = log ρ."""
-    d = log_ratio(log_prob, old_log_prob, response_mask)
+    """How far the update has moved, nats per token: KL(π_old‖π) by k3 on tokens of π_old, e^d − 1 − d with d = log ρ.
+
+    d is held within ±2, beyond which a token only says "far": e^d of a single one could outweigh all the others.
+    """
+    d = log_ratio(log_prob, old_log_prob, response_mask).clamp(-2.0, 2.0)
     return masked_mean(torch.expm1(d) - d, response_mask).detach()
 
 

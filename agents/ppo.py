@@ -63,7 +63,7 @@ class PPO:
         policy: actor and critic; trained in place.
         config: settings.
         seed: of sampling, shuffling and the environment; global generators are left alone.
-        ptx_texts: texts for the "ptx" term.
+        ptx_texts: whole texts for the "ptx" term; they end as the tokenizer ends texts.
         total_updates: length of the learning-rate schedule.
 
     Example::
@@ -98,7 +98,7 @@ class PPO:
         if cfg.kl_target is not None:
             self.kl = AdaptiveKLCoefficient(cfg.kl_coef, cfg.kl_target, cfg.kl_horizon)
         self.reference = self._reference() if cfg.kl_coef > 0 else None
-        self.ptx_tokens = [policy.language_model.encode(text) for text in ptx_texts]
+        self.ptx_tokens = [policy.language_model.encode(text, whole=True) for text in ptx_texts]
         if cfg.ptx_coef and not self.ptx_tokens:
             raise ValueError(f"ptx_coef={cfg.ptx_coef} needs ptx_texts; none were given")
         self.updates = 0
@@ -153,9 +153,12 @@ class PPO:
         return self.reference(*rollout.rows(rows), temperature=self.temperature, mask=rollout.masks(rows))
 
     def _bootstrap(self, rollout: Rollout) -> Tensor:
-        """(B,) V of the last state where a trajectory was cut, 0 where it ended: an end has no future, a cut has."""
+        """(B,) V of the last state where a trajectory was cut without its score, 0 elsewhere.
+
+        An end has no future, and a score that was paid is of the whole response: V on top would count it twice.
+        """
         values = torch.zeros(len(rollout.texts), device=rollout.input_ids.device)
-        for rows in (rollout.truncated & ~rollout.terminated).nonzero().flatten().split(self.config.micro_batch_size):
+        for rows in rollout.bootstrapped.nonzero().flatten().split(self.config.micro_batch_size):
             if len(rows):
                 input_ids, attention_mask, _ = rollout.rows(rows)
                 values[rows] = self.policy.final_values(input_ids, attention_mask)
@@ -221,7 +224,7 @@ class PPO:
         return dict(totals)
 
     def loss(self, batch: Batch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = L_clip + c_v·L_value − c_H·H (+ β·k3): the mean over the response tokens of some trajectories.
+        """L = L_clip + c_v·L_value − c_H·H (+ β·KL): the mean over the response tokens of some trajectories.
 
         Args:
             batch: what `advantages` returned.
@@ -243,7 +246,8 @@ class PPO:
         if new.entropy is not None:
             loss = loss + cfg.entropy_coef * entropy_loss(new.entropy)
         if batch.ref_log_probs is not None and cfg.kl_in == "loss":
-            parts["kl_loss"] = kl_loss(new.log_probs, batch.ref_log_probs[rows][chosen])
+            ref, every = batch.ref_log_probs[rows][chosen], torch.ones_like(old_log_probs)
+            parts["kl_loss"] = kl_loss(new.log_probs, ref, every, old_log_prob=old_log_probs)
             loss = loss + self.kl.value * parts["kl_loss"]
         with torch.no_grad():
             parts["approx_kl"] = approx_kl(new.log_probs, old_log_probs)

@@ -40,12 +40,19 @@ class Rollout:
     texts: list[str]
     finish_reasons: list[str]
     action_masks: ActionMasks | None  # of the N response tokens in row-major order; None when all was allowed
+    scored: Tensor | None = None  # (B,) bool, whether the score was paid; None: wherever the trajectory was not cut
     states: Tensor | None = None  # (N, d) last hidden states the tokens were sampled from, same order; if asked for
 
     @property
     def lengths(self) -> Tensor:
         """(B,) response tokens of each trajectory."""
         return self.response_mask.sum(dim=1)
+
+    @property
+    def bootstrapped(self) -> Tensor:
+        """(B,) bool: cut from outside, without a score, so that V of the last state stands for what was to come."""
+        cut = self.truncated & ~self.terminated
+        return cut if self.scored is None else cut & ~self.scored
 
     def scatter(self, per_token: Tensor) -> Tensor:
         """(N,) values of the response tokens in row-major order → (B, T), 0 elsewhere."""
@@ -90,11 +97,15 @@ class _Recorder:
         self.table = MaskTable(vocab_size)
         self.final: list[dict[str, Any]] = [{} for _ in range(episodes)]
 
+    cut = {"score": float("nan"), "prompt": "", "text": "", "finish_reason": "cut"}
+
     def end(self, episode: int, slot: int, observation: Any, terminated: Any, truncated: Any, info: Any) -> None:
         """An episode is over, in a slot of these batched results of `step`."""
+        scored = bool(info["_score"][slot]) if "_score" in info else False  # a cut from outside brings no ending
         self.final[episode] = {
             **{key: observation[key][slot].copy() for key in observation},
-            **{key: info[key][slot] for key in ("score", "prompt", "text", "finish_reason")},
+            **({key: info[key][slot] for key in ("score", "prompt", "text", "finish_reason")} if scored else self.cut),
+            "scored": scored,
             "terminated": terminated[slot],
             "truncated": truncated[slot],
         }
@@ -121,6 +132,7 @@ class _Recorder:
             texts=[str(f["text"]) for f in final],
             finish_reasons=[str(getattr(f["finish_reason"], "value", f["finish_reason"])) for f in final],
             action_masks=self.table.action_masks(np.concatenate(self.masks)[order].tolist()),
+            scored=torch.tensor([f["scored"] for f in final]),
             states=torch.cat(self.states)[order.to(self.states[0].device)] if self.states else None,
         )
 
@@ -185,6 +197,8 @@ def collect(
         ended = active[(terminated | truncated)[active]]
         for slot in ended:
             recorder.end(episode[slot], slot, observation, terminated, truncated, info)
+        if (running := ended[env.engine.playing[ended]]).size:  # cut from outside
+            env.abandon(running)
         episode[ended] = started + np.arange(len(ended))
         started += len(ended)
         refill = np.isin(np.arange(slots), ended) & (episode < episodes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import pickle
 import warnings
@@ -16,6 +18,7 @@ from gymnasium.utils.env_checker import check_env
 
 import textgen_env
 from textgen_env.scorers import ScorerError
+from textgen_env.settings import Settings
 
 EOS = 2
 
@@ -56,6 +59,44 @@ def test_importing_registers_every_task() -> None:
         f"textgen/{name}-v0" for name in ("TextGen", "Sentiment", "Summarize", "Translate", "Describe")
     }
     assert all(gym.spec(task).vector_entry_point for task in textgen_env.TASKS)
+
+
+def test_signatures_spell_out_every_argument() -> None:
+    settings = {field.name: field for field in dataclasses.fields(Settings)}
+    for kind, own in (
+        (textgen_env.TextGenEnv, ["render_mode"]),
+        (textgen_env.TextGenVectorEnv, ["num_envs", "autoreset_mode", "render_mode"]),
+    ):
+        parameters = inspect.signature(kind).parameters
+        assert [name for name in parameters if name not in own] == list(settings)
+        for name, field in settings.items():
+            default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+            assert (parameters[name].default, parameters[name].annotation) == (default, field.type)
+            assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def test_dir_names_what_loads_late() -> None:
+    assert set(textgen_env.__all__) <= set(dir(textgen_env))
+
+
+@pytest.mark.parametrize("kind", [textgen_env.TextGenEnv, textgen_env.TextGenVectorEnv])
+def test_unknown_argument_is_told_in_pythons_words(kind: Any) -> None:
+    """TorchRL offers `frameskip` and waits for these very words before it does without."""
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'frameskip'"):
+        kind(prompts=["p"], scorer=count_letters, frameskip=4)
+    with pytest.raises(TypeError, match="no argument kl_coeff, other: .* Did you mean kl_coef. It takes model, "):
+        kind(prompts=["p"], scorer=count_letters, kl_coeff=0.1, other=1)
+    with pytest.raises(TypeError, match="argument 'max_episode_steps'. Did you mean max_new_tokens?"):
+        kind(prompts=["p"], scorer=count_letters, max_episode_steps=4)
+
+
+def test_missing_argument_is_explained_alone() -> None:
+    with pytest.raises(TypeError, match=r"needs scorer: what a response is worth") as caught:
+        textgen_env.TextGenEnv(prompts=["p"])
+    assert "prompts" not in str(caught.value)
+    with pytest.raises(TypeError, match="needs prompts: the texts to continue .*, and scorer: what"):
+        textgen_env.TextGenEnv()
 
 
 def test_observation_is_the_prefix(make) -> None:
@@ -258,7 +299,7 @@ def test_reference_top_p_masks_the_tail(make) -> None:
         ({"render_mode": "ascii"}, ValueError, "render_mode='ascii'"),
         ({"dtype": "float8"}, ValueError, "float8"),
         ({"device": "abacus"}, ValueError, "abacus"),
-        ({"max_tokens": 3}, TypeError, "TextGenEnv has no argument max_tokens"),
+        ({"max_tokens": 3}, TypeError, "TextGenEnv has no argument max_tokens.*Did you mean max_new_tokens?"),
     ],
 )
 def test_bad_arguments(byte_model: str, arguments: dict, error: type[Exception], message: str) -> None:

@@ -43,7 +43,7 @@ SPOILERS = {
         lambda _, *rest: (*rest[:-1], {key: value for key, value in rest[-1].items() if key != "text"}),
     ],
     "test_same_seed_same_episode": [
-        lambda env, obs, reward, *rest: (obs, reward + id(env), *rest),
+        lambda env, obs, reward, *rest: (obs, reward + id(env) % 1009, *rest),
     ],
 }
 

@@ -69,7 +69,28 @@ def test_adaptive_coefficient_by_hand() -> None:
     assert restored.value == beta.value
 
 
-@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_adaptive_coefficient_stays_where_it_can_come_back_from() -> None:
+    for kl, extreme in ((0.0, 1e-308), (1e9, 1.7e308)):
+        beta = AdaptiveKLCoefficient(extreme, target=1.0, horizon=1)
+        for _ in range(20):
+            beta.update(kl, n=1)
+        assert 0 < beta.value < float("inf")
+        before = beta.value
+        beta.update(1e9 if kl == 0.0 else 0.0, n=1)
+        assert beta.value == pytest.approx(before * (1.2 if kl == 0.0 else 0.8))
+
+
+@pytest.mark.parametrize("value", ["0.1", None, True, b"1", [0.1]])
+def test_coefficients_of_the_wrong_type(value: object) -> None:
+    with pytest.raises(TypeError, match="kl_coef="):
+        FixedKLCoefficient(value)
+    coefficient = FixedKLCoefficient(0.1)
+    with pytest.raises(TypeError, match="kl_coef="):
+        coefficient.load_state_dict({"value": value})
+    assert coefficient.value == 0.1
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 def test_bad_coefficients(value: float) -> None:
     with pytest.raises(ValueError, match="kl_coef"):
         FixedKLCoefficient(value)

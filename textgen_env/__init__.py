@@ -45,4 +45,8 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'textgen_env' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 register_tasks()

@@ -6,24 +6,28 @@ autoreset and the dictionaries of Gymnasium live there. Random generators are ha
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
+from textgen_env.action_masks import ActionRules
 from textgen_env.episode import Completion, FinishReason, Prefixes, Prompt, StepResult
-from textgen_env.kl_penalty import KLPenalty, cached_logits, policy_from_function
+from textgen_env.kl_penalty import KLPenalty
 from textgen_env.language_model import LanguageModel
+from textgen_env.notices import shown, warn_user
 from textgen_env.prefix_cache import PrefixCache
-from textgen_env.prompts import PromptLike, as_prompt, load_prompts, prompt_as_dict
-from textgen_env.scorers import get_scorer
+from textgen_env.prompts import PromptLike, as_prompt, check_columns, load_prompts
+from textgen_env.saved_state import engine_state, load_engine_state
+from textgen_env.scorers import ScorerError, get_scorer, scorer_name
 from textgen_env.scorers.base import score_parts
-from textgen_env.settings import Settings
-from textgen_env.vocabulary import ActionRules, StopStrings, fits_positions, same_vocabulary, tokenize_prompt
+from textgen_env.scorers.columns import taken_names
+from textgen_env.settings import Settings, check_room
+from textgen_env.stop_strings import StopStrings
+from textgen_env.vocabulary import fits_positions, same_vocabulary, tokenize_prompt
 
 Rows = NDArray[np.int64]
 
@@ -39,6 +43,7 @@ class Engine:
         language_model: whose tokens are the actions; its weights load only when something asks for its logits.
         kl: the KL penalty, with the reference model.
         prefixes: the states.
+        episodes_ended: how many have ended by themselves, in all slots.
         playing: bool (n,); False before a reset and after the end of an episode.
         token_rewards: float64 (n, max_new_tokens); what each token of the running episode earned, for rendering.
         token_ref_log_probs, token_kls: the same for log π_ref and for the KL, in nats; NaN where unknown.
@@ -48,11 +53,13 @@ class Engine:
         self.settings = settings
         self.prompts = load_prompts(settings.prompts)
         self.scorer = get_scorer(settings.scorer)
+        if hasattr(self.scorer, "load_models"):
+            self.scorer.load_models()
         if hasattr(self.scorer, "fit_references"):
             self.scorer.fit_references([prompt.references for prompt in self.prompts])
-        self.language_model = self._load(settings.model)
-        reference = settings.reference
-        self.reference = self.language_model if reference in (None, settings.model) else self._load(reference)
+        self.language_model = self._load("model")
+        same = settings.reference is None or settings.reference == settings.model
+        self.reference = self.language_model if same else self._load("reference")
         same_vocabulary(self.language_model, self.reference)
         if settings.kl_coef > 0 or settings.reference_top_p < 1:
             fits_positions(self.reference, settings.max_prompt_tokens, settings.max_new_tokens)
@@ -65,8 +72,9 @@ class Engine:
             top_p=settings.reference_top_p,
         )
         self.rules = ActionRules(self.language_model, settings.forbidden_tokens, settings.min_new_tokens)
-        self.stop_strings = StopStrings(settings.stop_strings)
+        self.stop_strings = StopStrings(settings.stop_strings, self.language_model)
         self._eos = np.array(sorted(self.language_model.eos_token_ids), dtype=np.int64)
+        check_room(slots, settings, self.language_model)
         width = settings.max_prompt_tokens + settings.max_new_tokens
         self.prefixes = Prefixes(slots, width, self.language_model.pad_token_id)
         self.playing = np.zeros(slots, dtype=np.bool_)
@@ -79,29 +87,56 @@ class Engine:
         self.token_rewards, self.token_ref_log_probs, self.token_kls = (
             np.full((slots, settings.max_new_tokens), np.nan) for _ in range(3)
         )
-        self._token_ids: dict[str, list[int]] = {}
+        self._token_ids: dict[Any, list[int]] = {}
         self._warned_of_cut = False
+        self.episodes_ended = 0
+        self._taken = taken_names(self.scorer)
+        self._check_prompts()
 
-    def _load(self, source: Any) -> LanguageModel:
-        if isinstance(source, LanguageModel):
+    def _load(self, role: str) -> LanguageModel:
+        """The model of an argument; errors name that argument."""
+        source = getattr(self.settings, role)
+        if not isinstance(source, (str, Path)):
             return source
-        return LanguageModel(source, device=self.settings.device, dtype=self.settings.dtype)
+        return LanguageModel(source, device=self.settings.device, dtype=self.settings.dtype, role=role)
+
+    def _check_prompts(self) -> None:
+        """Find prompts that the scorer or the tokenizer cannot take before the first episode does.
+
+        Templates refuse conversations for the order of their roles, so that one of each order is written out. Texts are
+        looked through only where the tokenizer knows tokens that the model does not.
+        """
+        every_text = len(self.language_model.tokenizer) > self.language_model.vocab_size
+        orders = set()
+        for index, prompt in enumerate(self.prompts):
+            check_columns(prompt, self._taken, f"prompts[{index}]")
+            order = tuple(message["role"] for message in prompt.messages or ())
+            if every_text or (order and order not in orders):
+                orders.add(order)
+                try:
+                    tokenize_prompt(self.language_model, prompt, self.settings.max_prompt_tokens)
+                except ValueError as error:
+                    raise ValueError(f"prompts[{index}]: {error}") from error
 
     # --- starting an episode ------------------------------------------------------------------------------------------
 
-    def choose_prompt(self, generator: np.random.Generator, choice: PromptLike | int | None = None) -> Prompt:
-        """The prompt of the next episode: the given one, the one at an index, or one drawn uniformly.
+    def named_prompt(self, choice: PromptLike | int) -> Prompt:
+        """The prompt that a caller names: a text, a mapping, or an index into the set.
 
         Raises:
-            IndexError: an index beyond the set.
+            IndexError, TypeError, ValueError: an index beyond the set, or no prompt; see `as_prompt`.
         """
-        if choice is None:
-            return self.prompts[int(generator.integers(len(self.prompts)))]
         if isinstance(choice, (int, np.integer)) and not isinstance(choice, bool):
             if not 0 <= choice < len(self.prompts):
                 raise IndexError(f"options['prompt']={choice} is not an index of the {len(self.prompts)} prompts")
             return self.prompts[int(choice)]
-        return as_prompt(choice, "options['prompt']")  # type: ignore[arg-type]
+        prompt = as_prompt(choice, "options['prompt']")  # type: ignore[arg-type]
+        check_columns(prompt, self._taken, "options['prompt']")
+        return prompt
+
+    def draw_prompt(self, generator: np.random.Generator) -> Prompt:
+        """A prompt drawn uniformly from the set."""
+        return self.prompts[int(generator.integers(len(self.prompts)))]
 
     def start(self, starts: Mapping[int, Prompt]) -> None:
         """Begin new episodes in the given rows; all prompts are tokenised before any row changes."""
@@ -115,20 +150,19 @@ class Engine:
                 column[row] = np.nan
 
     def _tokenize(self, prompt: Prompt) -> list[int]:
-        if prompt.text not in self._token_ids:
+        key = prompt.text if prompt.messages is None else (repr(prompt.messages),)
+        if key not in self._token_ids:
             if len(self._token_ids) > 10 * len(self.prompts) + 1000:  # prompts given by hand must not pile up for ever
                 self._token_ids.clear()
             limit = self.settings.max_prompt_tokens
-            self._token_ids[prompt.text], excess = tokenize_prompt(self.language_model, prompt.text, limit)
+            self._token_ids[key], excess = tokenize_prompt(self.language_model, prompt, limit)
             if excess and not self._warned_of_cut:
                 self._warned_of_cut = True
-                warnings.warn(
+                warn_user(
                     f"a prompt of {limit + excess} tokens was cut on the left to max_prompt_tokens={limit}: "
-                    f"{prompt.text[:60]!r}… (said once for an environment)",
-                    UserWarning,
-                    stacklevel=2,
+                    f"{prompt.text[:60]!r}… (said once for an environment)"
                 )
-        return self._token_ids[prompt.text]
+        return self._token_ids[key]
 
     # --- one token ----------------------------------------------------------------------------------------------------
 
@@ -141,32 +175,51 @@ class Engine:
 
         Raises:
             ResetNeeded: a row is not playing.
-            ValueError: an action out of range or masked.
-            ScorerError: the scorer failed. As with the others, no row has moved: the step may be taken again.
+            TypeError: actions that are no integers.
+            ValueError: an action out of range or masked, or a KL that is not finite.
+            ScorerError: the scorer failed, or its score is too large. As with the others, and with whatever a scorer or
+                policy may raise, no row has moved: the step may be taken again.
         """
         if not self.playing[rows].all():
             raise ResetNeeded(f"slot {int(rows[~self.playing[rows]][0])} has no episode running: call reset() first")
         masks = self.action_masks(rows) if self.restricted else None
         actions = self.rules.check(actions, masks)
         price = self.kl.price(self.prefixes, rows, actions, masks)
+        potentials = self.potentials[rows]
         self.prefixes.append(rows, actions)
         try:
             reasons = self._finish_reasons(actions, rows)
             parts, completions = self._score(rows, reasons)
+            if price.reward is not None:
+                parts["kl"] = price.reward
+            rewards = self._total(rows, parts)
+            self._remember(rows, rewards, price.ref_log_prob, price.kl)
+            ended = np.array([reason is not None for reason in reasons], dtype=np.bool_)
+            endings = {int(at): self._ending(int(rows[at]), completions[int(rows[at])]) for at in np.flatnonzero(ended)}
         except BaseException:
+            self.potentials[rows] = potentials
             self.prefixes.undo(rows)
             raise
-        if price.reward is not None:
-            parts["kl"] = price.reward
-        # Python's sum, as a reader of `reward_parts` would take it: newer Pythons round it better than numpy does.
-        rewards = np.array([sum(values) for values in zip(*(part.tolist() for part in parts.values()), strict=True)])
-        self._remember(rows, rewards, price.ref_log_prob, price.kl)
-        ended = np.array([reason is not None for reason in reasons], dtype=np.bool_)
+        for at in endings:
+            self.finish_reasons[rows[at]] = reasons[at]
+        self.playing[rows[ended]] = False
+        self.episodes_ended += len(endings)
         cut = np.array([reason is FinishReason.LENGTH for reason in reasons], dtype=np.bool_)
         truncated = cut if self.settings.length_limit == "truncate" else np.zeros_like(cut)
-        self.playing[rows[ended]] = False
-        endings = {int(at): self._ending(int(rows[at]), completions[int(rows[at])]) for at in np.flatnonzero(ended)}
         return StepResult(rewards, ended & ~truncated, truncated, parts, price.ref_log_prob, endings)
+
+    def _total(self, rows: Rows, parts: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """The rewards: what all parts add up to, one finite number per row."""
+        # Python's sum, as a reader of `reward_parts` would take it: newer Pythons round it better than numpy does.
+        rewards = np.array([sum(values) for values in zip(*(part.tolist() for part in parts.values()), strict=True)])
+        if not np.isfinite(rewards).all():
+            at = int(np.isfinite(rewards).argmin())
+            named = {name: float(part[at]) for name, part in parts.items()}
+            raise ScorerError(
+                f"scorer {scorer_name(self.scorer)!r}: slot {rows[at]} would be paid {rewards[at]}, the sum of {named}"
+                "; a reward is a finite number: scale the scores down"
+            )
+        return rewards
 
     def _finish_reasons(self, actions: NDArray[np.int64], rows: Rows) -> list[FinishReason | None]:
         """Why each row ends with the action just appended, or None: EOS before a stop string before the limit."""
@@ -177,18 +230,18 @@ class Engine:
             reasons[at] = FinishReason.LENGTH
         if self.stop_strings:
             for at, row in enumerate(rows.tolist()):
-                if self.stop_strings.reached(self.language_model, self.prefixes.response(row)):
+                if self.stop_strings.reached(*self.prefixes.halves(row)):
                     reasons[at] = FinishReason.STOP
         for at in np.flatnonzero(is_eos).tolist():
             reasons[at] = FinishReason.EOS
         return reasons
 
     def _completion(self, row: int, reason: FinishReason | None) -> Completion:
-        token_ids = tuple(self.prefixes.response(row).tolist())
-        text = self.stop_strings.cut(self.language_model.decode(token_ids))
+        prompt_ids, token_ids = self.prefixes.halves(row)
+        text = self.stop_strings.text(prompt_ids, token_ids)
         prompt = self.current[row]
         assert prompt is not None  # the row is playing
-        return Completion(prompt, text, token_ids, reason)
+        return Completion(prompt, text, tuple(token_ids), reason)
 
     def _score(
         self, rows: Rows, reasons: Sequence[FinishReason | None]
@@ -207,7 +260,8 @@ class Engine:
         scored = self._ask_scorer(list(completions.values()))
         for index, name in enumerate(self.part_names):
             potentials = np.asarray(scored[name], dtype=np.float64)
-            parts[name][asked] = potentials - self.potentials[rows[asked], index]
+            with np.errstate(over="ignore"):  # a growth that overflows is told by `_total`
+                parts[name][asked] = potentials - self.potentials[rows[asked], index]
             self.potentials[rows[asked], index] = potentials
         return parts, completions
 
@@ -215,6 +269,8 @@ class Engine:
         """All completions in one call, with the columns that their prompts share as keyword arguments."""
         columns = {key for completion in completions for key in completion.prompt.extra}
         extra = {key: [completion.prompt.extra.get(key) for completion in completions] for key in columns}
+        if any(completion.prompt.messages for completion in completions):
+            extra["messages"] = [_messages(completion.prompt) for completion in completions]
         extra["completion_ids"] = [list(completion.token_ids) for completion in completions]
         extra["finish_reasons"] = [c.finish_reason.value if c.finish_reason else None for c in completions]
         scored = score_parts(
@@ -246,21 +302,32 @@ class Engine:
     def _ending(self, row: int, completion: Completion) -> dict[str, Any]:
         """The `info` of an episode's end: plain texts and numbers, nothing of vocabulary size."""
         assert completion.finish_reason is not None
-        self.finish_reasons[row] = completion.finish_reason
-        length = len(completion.token_ids)
+        length, score = len(completion.token_ids), float(sum(self.potentials[row].tolist()))
+        if not np.isfinite(score):
+            raise ScorerError(f"scorer {scorer_name(self.scorer)!r}: slot {row} has the score {score}; scale it down")
         info: dict[str, Any] = {
             "text": completion.text,
             "prompt": completion.prompt.text,
             "finish_reason": completion.finish_reason.value,
-            "score": float(sum(self.potentials[row].tolist())),
+            "score": score,
             "response_length": length,
         }
         for name, values in (("ref_logprob_sum", self.token_ref_log_probs), ("kl_sum", self.token_kls)):
             if not np.isnan(values[row, :length]).any():
                 info[name] = float(values[row, :length].sum())
         if hasattr(self.scorer, "info"):
-            info["scorer_info"] = {key: float(value) for key, value in self.scorer.info().items()}
+            info["scorer_info"] = self._counters()
         return info
+
+    def _counters(self) -> dict[str, float]:
+        """The scorer's counters, as plain numbers."""
+        counters: Any = self.scorer.info()  # type: ignore[attr-defined]
+        try:
+            return {str(key): float(value) for key, value in counters.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ScorerError(
+                f"scorer {scorer_name(self.scorer)!r}: info() must map names to numbers, got {shown(counters)}"
+            ) from error
 
     # --- actions and policies -----------------------------------------------------------------------------------------
 
@@ -278,16 +345,7 @@ class Engine:
 
     def bind_policy(self, policy: Callable[..., Any] | LanguageModel | PrefixCache | None, *, batched: bool) -> None:
         """Let the reward pay the exact KL of a policy: a function, a language model or its cache; None unbinds."""
-        if policy is None:
-            self.kl.policy = None
-        elif isinstance(policy, (LanguageModel, PrefixCache)):
-            cache = policy if isinstance(policy, PrefixCache) else policy.prefix_cache(len(self.playing))
-            self.kl.policy = partial(cached_logits, cache)
-        elif callable(policy):
-            self.kl.policy = policy_from_function(policy, self.language_model.vocab_size, batched=batched)
-        else:
-            raise TypeError(f"policy={policy!r} must be callable, a LanguageModel or None, not {type(policy).__name__}")
-        self.kl.delegated = False
+        self.kl.bind(policy, batched=batched)
 
     def delegate_kl(self, *, report_ref_logprob: bool = True) -> None:
         """Leave the KL to the caller: rewards carry none; `info` has log π_ref if it is to be reported."""
@@ -297,42 +355,15 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """The episodes in flight and the scorer's running statistics, as plain JSON values."""
-        slots = []
-        for row, prompt in enumerate(self.current):
-            length = int(self.prefixes.response_lengths[row])
-            slots.append(
-                {
-                    "prompt": None if prompt is None else prompt_as_dict(prompt),
-                    "token_ids": self.prefixes.input_ids[row, : self.prefixes.lengths[row]].tolist(),
-                    "response_length": length,
-                    "playing": bool(self.playing[row]),
-                    "finish_reason": self.finish_reasons[row],
-                    "potentials": self.potentials[row].tolist(),
-                    "tokens": [column[row, :length].tolist() for column in self.token_columns],
-                }
-            )
-        scorer = self.scorer.state_dict() if hasattr(self.scorer, "state_dict") else {}
-        return {"slots": slots, "kl_coef": self.kl.coef, "scorer": scorer}
+        return engine_state(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.kl.coef = state["kl_coef"]
-        if hasattr(self.scorer, "load_state_dict"):
-            self.scorer.load_state_dict(state["scorer"])
-        for row, slot in enumerate(state["slots"]):
-            if slot["prompt"] is None:
-                continue
-            prompt, length = as_prompt(slot["prompt"]), slot["response_length"]
-            prompt_tokens = len(slot["token_ids"]) - length
-            self.start({row: prompt})
-            self.prefixes.start(row, slot["token_ids"][:prompt_tokens])
-            for token in slot["token_ids"][prompt_tokens:]:
-                self.prefixes.append(np.array([row]), np.array([token]))
-            self.playing[row], self.potentials[row] = slot["playing"], slot["potentials"]
-            reason = slot["finish_reason"]
-            self.finish_reasons[row] = None if reason is None else FinishReason(reason)
-            for column, values in zip(self.token_columns, slot["tokens"], strict=True):
-                column[row, :length] = values
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            TypeError, ValueError: the state is not one of an engine like this; nothing has changed.
+        """
+        load_engine_state(self, state)
 
     @property
     def token_columns(self) -> tuple[NDArray[np.float64], ...]:
@@ -342,3 +373,10 @@ class Engine:
     def close(self) -> None:
         """Release the caches of the models; may be called twice, and stepping afterwards builds them anew."""
         self.kl.release()
+
+
+def _messages(prompt: Prompt) -> Any:
+    """What a scorer gets as `messages`: the conversation, or a text's column of that name."""
+    if prompt.messages is None:
+        return prompt.extra.get("messages")
+    return [dict(message) for message in prompt.messages]

@@ -9,8 +9,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from textgen_env.face import RENDER_MODES, Face, prompt_choice
+from textgen_env.face import RENDER_MODES, Face, as_actions, check_seed, prompt_choice
 from textgen_env.language_model import LanguageModel
+from textgen_env.notices import shown, warn_user
+from textgen_env.settings import spelled_out
 
 Observation = dict[str, NDArray[Any]]
 SLOT = np.zeros(1, dtype=np.int64)  # the rows of an engine with one slot
@@ -30,8 +32,9 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
 
     ## Starting State
     A prompt drawn uniformly from the set by the environment's own generator, or the one in
-    `reset(options={"prompt": text | {"prompt": …, "references": […]} | index})`. A prompt longer than
-    max_prompt_tokens is cut on the left (a BOS token stays) with a warning.
+    `reset(options={"prompt": text | messages | {"prompt": …, "references": […]} | index})`. A conversation is written
+    out by the tokenizer's chat template. A prompt longer than max_prompt_tokens is cut on the left (a BOS token stays)
+    with a warning.
 
     ## Rewards
     At the end the scorer's judgement of the whole response, in the scorer's own unit; 0 before, unless the scorer is
@@ -43,28 +46,35 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
       the first such step warns once;
     * delegated, after `env.unwrapped.delegate_kl()`: nothing, the agent or a hook adds it from `info["ref_logprob"]`.
 
+    Every reward is a finite number. Where there is none (an action to which policy or reference gives probability 0,
+    NaN in weights, overflow), `step` raises, and the episode stands where it was.
+
     ## Episode End
     Terminates at an EOS token, when the response contains a stop string, and at max_new_tokens: a horizon that belongs
     to the task, where the score is paid. With length_limit="truncate" that last case truncates instead. Do not put a
-    `TimeLimit` around it: it would cut episodes without their score.
+    `TimeLimit` around it (or max_episode_steps): it would cut episodes without their score. The first `reset` that
+    cuts a running episode, and names neither seed nor prompt, warns of it.
 
     ## Information
     Each step: `reward_parts` (named, they add up to the reward exactly) and, when a reference is on, `ref_logprob`.
-    At the end also `text` (without special tokens and stop string), `prompt`, `finish_reason` ("eos", "stop",
-    "length"), `score`, `response_length` (tokens, EOS counted), `ref_logprob_sum` and, bound, `kl_sum` (nats);
-    `scorer_info` if the scorer keeps counters. `reset` returns `prompt`.
+    At the end also `text` (what the response adds to the prompt, without special tokens and stop string), `prompt`
+    (the text; of a conversation what the user said last), `finish_reason` ("eos", "stop", "length"), `score`,
+    `response_length` (tokens, EOS counted), `ref_logprob_sum` and, bound, `kl_sum` (nats); `scorer_info` if the scorer
+    keeps counters. `reset` returns `prompt`.
 
     ## Arguments
     * `model`: an embedded or fetched name, a directory, a .gguf file or a hub id (safetensors or GGUF only).
     * `reference`: likewise; default: `model`. Same vocabulary.
-    * `prompts`: list of texts or of `{"prompt", "references", …}`, a .jsonl path, the name of a set, or a mapping for
-      the `datasets` library (see `load_prompts`).
+    * `prompts`: an iterable of texts, conversations (lists of `{"role", "content"}`) or mappings `{"prompt" or
+      "messages", "references", …}`; a .jsonl or .json path, the name of a set, or a mapping for the `datasets` library
+      (see `load_prompts`).
     * `scorer`: a name, a mapping `{"name": …, options}`, or a callable
       `scorer(completions, *, prompts, references, **extra) -> Sequence[float]`.
     * `kl_coef` β ≥ 0; `kl_estimator`: "k1", "k2", "k3", or "full" (the exact sum over the vocabulary).
     * `max_prompt_tokens`, `max_new_tokens`, `min_new_tokens` (no EOS before).
-    * `stop_strings`: texts that end an episode. `forbidden_tokens`: ids or tokens that are no actions.
-      `reference_top_p`: mask all but the reference's nucleus; 1 masks none. A masked action is an error.
+    * `stop_strings`: texts that end an episode; a special token's text stands for that token. `forbidden_tokens`: ids
+      or tokens that are no actions. `reference_top_p`: mask all but the reference's nucleus; 1 masks none. A masked
+      action is an error.
     * `length_limit`: "terminate" or "truncate".
     * `temperature` > 0: divides the logits of policy and reference alike before the KL.
     * `device`, `dtype`: of the models. `render_mode`: "human", "ansi", "rgb_array".
@@ -82,6 +92,7 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}
 
+    @spelled_out
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
         self._set_up(1, arguments, render_mode)
         self.observation_space, self.action_space = self._spaces()  # type: ignore[assignment]
@@ -91,10 +102,16 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
 
         Args:
             seed: restarts the generator that draws prompts.
-            options: `{"prompt": text | mapping | index}` plays a given prompt.
+            options: `{"prompt": text | messages | mapping | index}` plays a given prompt.
+
+        Raises:
+            TypeError, ValueError, IndexError: a seed, option or prompt that is none; nothing has changed.
         """
+        seed, choice = check_seed(seed), prompt_choice(options)
+        prompt = None if choice is None else self.engine.named_prompt(choice)
+        self._note_cut([0], meant=seed is not None or prompt is not None)
         super().reset(seed=seed)
-        self.engine.start({0: self.engine.choose_prompt(self.np_random, prompt_choice(options))})
+        self.engine.start({0: prompt or self.engine.draw_prompt(self.np_random)})
         self._print([0])
         return self.engine.prefixes.observation(0), self._reset_info(0)
 
@@ -106,12 +123,14 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
 
         Raises:
             gymnasium.error.ResetNeeded: before `reset` or after the end.
-            ValueError: the action is out of range or masked.
-            ScorerError: the scorer failed; the episode stands where it was.
+            TypeError: the action is no integer.
+            ValueError: the action is out of range or masked, or its KL is not finite.
+            ScorerError: the scorer failed. As with all of these, the episode stands where it was.
         """
-        if np.ndim(action) != 0:
-            raise ValueError(f"action={action!r} must be one integer, got shape {np.shape(action)}")
-        result = self.engine.step(np.reshape(action, 1), SLOT)
+        actions = as_actions("action", action)
+        if actions.shape != ():
+            raise ValueError(f"action={shown(action)} must be one integer, got shape {actions.shape}")
+        result = self.engine.step(actions.reshape(1), SLOT)
         self._print([0])
         return (
             self.engine.prefixes.observation(0),
@@ -138,7 +157,7 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
     def render(self) -> Any:
         """The episode so far: a text with ANSI colours ("ansi") or uint8 (H, W, 3) ("rgb_array")."""
         if self.render_mode is None:
-            gym.logger.warn("render() needs render_mode: gym.make(id, render_mode='ansi')")
+            warn_user("render() needs render_mode: gym.make(id, render_mode='ansi')")
             return None
         return None if self.render_mode == "human" else self._render(0)
 

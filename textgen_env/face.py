@@ -6,19 +6,22 @@ A face translates between an `Engine` and Gymnasium; stepping itself is written 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from numpy.typing import NDArray
 
 from textgen_env.engine import Engine
 from textgen_env.episode import Prompt, StepResult
-from textgen_env.kl import FixedKLCoefficient
 from textgen_env.language_model import LanguageModel
-from textgen_env.prompts import as_prompt
+from textgen_env.notices import shown, warn_user
 from textgen_env.render import Frame, render_ansi, render_rgb
-from textgen_env.settings import Settings
+from textgen_env.saved_state import entry
+from textgen_env.settings import Settings, check_choice, check_integer, check_kl_coef
 
 CLEAR = "\x1b[2J\x1b[H"  # wipe the terminal and go to its upper left corner
 RENDER_MODES = ("human", "ansi", "rgb_array")
@@ -35,9 +38,10 @@ class Face:
     render_mode: str | None
 
     def _set_up(self, slots: int, arguments: dict[str, Any], render_mode: str | None) -> None:
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ValueError(f"render_mode={render_mode!r} must be one of {', '.join(RENDER_MODES)} or None")
+        if render_mode is not None:
+            check_choice("render_mode", render_mode, RENDER_MODES)
         self.render_mode = render_mode
+        self._cuts, self._ended_at_cut, self._warned_of_reset = 0, 0, False
         self.engine = Engine(slots, Settings.parse(type(self).__name__, arguments))
 
     def _spaces(self) -> tuple[spaces.Dict, spaces.Discrete]:
@@ -61,6 +65,11 @@ class Face:
         return self.engine.language_model
 
     @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model, as transformers loads it."""
+        return self.engine.language_model.tokenizer
+
+    @property
     def reference(self) -> LanguageModel:
         """The model that the KL penalty holds the policy to."""
         return self.engine.reference
@@ -82,7 +91,7 @@ class Face:
 
     @kl_coef.setter
     def kl_coef(self, value: float) -> None:
-        self.engine.kl.coef = FixedKLCoefficient(value).value
+        self.engine.kl.coef = check_kl_coef(value)
 
     @property
     def kl_estimator(self) -> str:
@@ -128,16 +137,44 @@ class Face:
             info["ref_logprob"] = float(result.ref_log_prob[at])
         return info | result.endings.get(at, {})
 
+    def _note_cut(self, rows: Iterable[int], *, meant: bool) -> None:
+        """Before a reset of these rows: warn, once, when it looks as if a limit of steps outside cuts episodes.
+
+        Of such a limit (a `TimeLimit`, a wrapper like it, a loop) we see no more than that `reset` comes while an
+        episode runs. A `TimeLimit` that is reached stands among the callers: that is proof. Otherwise a cut counts when
+        no episode has ended by itself since the last one, or at all: libraries leave episodes half-played, too, when
+        they turn from training to evaluation, but after others have ended. A restart is `meant` when it names a seed or
+        a prompt. And one token alone is a cut only if the reset before cut one, too: Stable-Baselines3's checker of
+        environments resets after a single token.
+        """
+        running = [row for row in rows if self.engine.playing[row]]
+        length = 0 if meant or not running else int(self.engine.prefixes.response_lengths[running].max())
+        alone = self.engine.episodes_ended == self._ended_at_cut
+        self._cuts = 0 if not length else self._cuts + 1 if alone else 1
+        if length:
+            self._ended_at_cut = self.engine.episodes_ended
+        if not length or self._warned_of_reset:
+            return
+        if not (_reached_time_limit(length) or (alone and (length >= 2 or self._cuts >= 2))):
+            return
+        self._warned_of_reset = True
+        warn_user(
+            f"reset() cut a running episode after {length} of max_new_tokens={self.max_new_tokens} tokens: it was "
+            "never scored, and its last reward is 0. If a limit of steps did this (TimeLimit, max_episode_steps), "
+            f"take it away and set max_new_tokens={length}, which pays the score at the limit. reset(seed=…) and "
+            "reset(options={'prompt': …}) say that a restart is meant (warned once per environment)"
+        )
+
     def _frame(self, row: int) -> Frame:
         """What there is to draw of a slot."""
         engine = self.engine
         prompt, reason = engine.current[row], engine.finish_reasons[row]
-        response = engine.prefixes.response(row).tolist()
+        before, response = engine.prefixes.halves(row)
         rewards, ref_log_probs, kls = (column[row, : len(response)].tolist() for column in engine.token_columns)
         parts = dict(zip(engine.part_names, engine.potentials[row].tolist(), strict=True)) if reason else {}
         return Frame(
             prompt=prompt.text if prompt else "",
-            pieces=[engine.language_model.tokenizer.decode([token]) for token in response],
+            pieces=engine.language_model.token_text.shown_pieces(before, response),
             rewards=rewards,
             ref_log_probs=_if_known(ref_log_probs),
             kls=_if_known(kls),
@@ -180,30 +217,85 @@ class Face:
         """Go on where `state_dict` was taken, in an environment made with the same arguments.
 
         Raises:
-            ValueError: the state has another number of slots.
+            TypeError, ValueError: an entry is missing, of the wrong type, or of another kind of environment (slots,
+                lengths, vocabulary). Nothing has changed then.
         """
         generators = self._generators()
-        if len(state["generators"]) != len(generators):
-            raise ValueError(f"the state has {len(state['generators'])} slots, this environment {len(generators)}")
-        self.engine.load_state_dict(state["engine"])
-        for generator, saved in zip(generators, state["generators"], strict=True):
-            generator.bit_generator.state = saved
+        saved = self._saved_per_slot(state, "generators")
+        states = [_generator_state(generators[row], saved[row], row) for row in range(len(saved))]
+        self.engine.load_state_dict(entry(state, "engine", Mapping))
+        for generator, checked in zip(generators, states, strict=True):
+            generator.bit_generator.state = checked
+
+    def _saved_per_slot(self, state: Any, key: str) -> list[Any]:
+        """An entry of a saved state that has one value per slot."""
+        saved: list[Any] = entry(state, key, list)
+        if len(saved) != len(self.engine.playing):
+            raise ValueError(
+                f"state[{key!r}]: the state has {len(saved)} slots, this environment {len(self.engine.playing)}"
+            )
+        return saved
+
+
+def _reached_time_limit(length: int) -> bool:
+    """Whether a `TimeLimit` of so many steps is among the callers."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, TimeLimit) and caller._max_episode_steps == length:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _generator_state(generator: np.random.Generator, saved: Any, row: int) -> Any:
+    """The saved state, after a generator of the same kind has taken it."""
+    try:
+        trial = type(generator.bit_generator)()
+        trial.state = saved
+    except Exception as error:  # numpy raises whatever its parts raise
+        raise ValueError(f"state['generators'][{row}]={shown(saved)} is no state of a generator: {error!r}") from error
+    return trial.state
 
 
 def _if_known(values: list[float]) -> list[float] | None:
     return None if np.isnan(values).any() else values
 
 
-def prompt_choice(options: dict[str, Any] | None, known: tuple[str, ...] = ("prompt",)) -> Any:
+def prompt_choice(options: Any, known: tuple[str, ...] = ("prompt",)) -> Any:
     """The prompt that reset options name, or None.
 
     Raises:
+        TypeError: options that are no mapping.
         ValueError: an option that does not exist.
     """
-    options = options or {}
-    if unknown := sorted(set(options) - set(known)):
+    if options is None:
+        return None
+    if not isinstance(options, Mapping):
+        raise TypeError(f"options={shown(options)} must be a mapping, not {type(options).__name__}")
+    if unknown := sorted(map(str, set(options) - set(known))):
         raise ValueError(f"options={unknown} unknown to reset; it takes {', '.join(known)}")
-    choice = options.get("prompt")
-    if isinstance(choice, str):
-        return as_prompt(choice, "options['prompt']")
-    return choice
+    return options.get("prompt")
+
+
+def check_seed(seed: Any, name: str = "seed") -> int | None:
+    """The seed as Gymnasium takes it: None, or a Python integer ≥ 0."""
+    return None if seed is None else check_integer(name, seed, minimum=0)
+
+
+def as_actions(name: str, value: Any) -> NDArray[Any]:
+    """Actions as an array of integers, of whatever shape.
+
+    Raises:
+        TypeError: they are none.
+        ValueError: integers too large for any array.
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors on other devices
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "iu" and array.size:
+        if array.dtype.kind == "O" and all(type(one) is int for one in array.flat):
+            raise ValueError(f"{name}={shown(value)} holds an integer far beyond any vocabulary")
+        raise TypeError(f"{name}={shown(value)}: actions must be integers, not {type(value).__name__} ({array.dtype})")
+    return array

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
@@ -88,13 +89,20 @@ class KLCoefficient(Protocol):
         """Take up a checkpoint."""
 
 
+def _coefficient(value: Any) -> float:
+    """β as a finite float ≥ 0."""
+    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"kl_coef={value!r} must be a finite number ≥ 0, not {type(value).__name__}")
+    if not 0 <= value < np.inf:
+        raise ValueError(f"kl_coef={value!r} must be a finite number ≥ 0")
+    return float(value)
+
+
 class FixedKLCoefficient:
     """A β that stays what it was set to."""
 
     def __init__(self, value: float) -> None:
-        if not value >= 0:
-            raise ValueError(f"kl_coef={value!r} must be a number ≥ 0")
-        self.value = float(value)
+        self.value = _coefficient(value)
 
     def update(self, kl: float, n: int) -> None:
         """Do nothing."""
@@ -105,7 +113,7 @@ class FixedKLCoefficient:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take up a checkpoint."""
-        self.value = float(state["value"])
+        self.value = _coefficient(state["value"])
 
 
 class AdaptiveKLCoefficient(FixedKLCoefficient):
@@ -122,8 +130,8 @@ class AdaptiveKLCoefficient(FixedKLCoefficient):
     def __init__(self, initial: float, target: float, horizon: float = 10_000) -> None:
         super().__init__(initial)
         for name, value in (("initial", initial), ("target", target), ("horizon", horizon)):
-            if not value > 0:
-                raise ValueError(f"{name}={value!r} of an adaptive KL coefficient must be > 0")
+            if not 0 < value < np.inf:
+                raise ValueError(f"{name}={value!r} of an adaptive KL coefficient must be a finite number > 0")
         self.target, self.horizon = float(target), float(horizon)
 
     def update(self, kl: float, n: int) -> None:
@@ -131,4 +139,5 @@ class AdaptiveKLCoefficient(FixedKLCoefficient):
         if not np.isfinite(kl):
             raise ValueError(f"kl={kl!r} is not finite; the KL coefficient was left at {self.value}")
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.value *= 1.0 + error * min(n / self.horizon, 1.0)
+        value = self.value * (1.0 + error * min(n / self.horizon, 1.0))
+        self.value = min(max(value, sys.float_info.min), sys.float_info.max)  # from 0 or inf it could not come back

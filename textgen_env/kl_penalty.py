@@ -6,9 +6,9 @@ arithmetic lives there; which prefixes and actions there are is the engine's bus
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from textgen_env.episode import Prefixes
 from textgen_env.kl import check_estimator, estimate_kl, full_kl
+from textgen_env.notices import shown, warn_user
 from textgen_env.sampling import warp_logits
+from textgen_env.vocabulary import same_vocabulary
 
 if TYPE_CHECKING:
     from textgen_env.language_model import LanguageModel
@@ -31,6 +33,18 @@ UNBOUND_WARNING = (
     "library's hook such as KLPenaltyCallback), or train with an entropy bonus equal to kl_coef: −KL = E[log π_ref] "
     "+ H(π). Without one of them the penalty pushes towards greedy text."
 )
+
+
+_OVERFLOW = "or its logits hold NaN or overflow (look at weights, dtype and temperature)"
+REF_REMEDY = (
+    f"it gives this action probability 0 {_OVERFLOW}: forbid such tokens (forbidden_tokens, reference_top_p), or take "
+    "a reference that gives every token some probability"
+)
+POLICY_REMEDY = (
+    f"it gives this action probability 0 {_OVERFLOW}: bind the policy that the action was drawn from, and draw within "
+    "action_masks()"
+)
+KL_REMEDY = "the policy gives probability to a token to which the reference gives none, or the two are too far apart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,30 @@ class KLPenalty:
         self._cache: PrefixCache | None = None
         self._warned = False
 
+    def bind(self, policy: Any, *, batched: bool) -> None:
+        """Take up a policy: a function from observations to logits, a `LanguageModel` or its cache; None unbinds.
+
+        Raises:
+            TypeError: none of these.
+            ValueError: a model with another vocabulary, or a cache of fewer rows than there are slots.
+        """
+        if hasattr(policy, "prefix_cache"):
+            same_vocabulary(self.reference, policy, "policy")
+            policy = policy.prefix_cache(self._slots)
+        if policy is None:
+            self.policy = None
+        elif hasattr(policy, "next_logits"):
+            if policy.rows < self._slots:
+                raise ValueError(f"policy={policy!r} has {policy.rows} rows; this environment needs {self._slots}")
+            self.policy = partial(cached_logits, policy)
+        elif callable(policy):
+            self.policy = policy_from_function(policy, self.reference.vocab_size, batched=batched)
+        else:
+            raise TypeError(
+                f"policy={shown(policy)} must be callable, a LanguageModel or None, not {type(policy).__name__}"
+            )
+        self.delegated = False
+
     @property
     def active(self) -> bool:
         """Whether a step has to ask the reference for its log-probabilities."""
@@ -109,6 +147,10 @@ class KLPenalty:
         """Which actions lie in the reference's top-p set, bool (m, V), among the allowed ones."""
         mask = None if allowed is None else torch.from_numpy(allowed)
         warped = warp_logits(self.ref_logits(prefixes, rows), temperature=self.temperature, top_p=self.top_p, mask=mask)
+        best = warped.max(dim=-1).values.cpu().numpy()  # NaN where any is
+        if not np.isfinite(best).all():
+            slot = rows[~np.isfinite(best)][0]
+            raise ValueError(f"slot {slot}: the reference {self.reference.source!r} has logits that are not finite")
         return (warped > -torch.inf).cpu().numpy()
 
     def price(
@@ -125,24 +167,48 @@ class KLPenalty:
             rows: int64 (m,), whose actions these are.
             actions: int64 (m,).
             masks: bool (m, V) of the allowed actions, or None; applied to policy and reference alike.
+
+        Raises:
+            ValueError: something of it is not a finite number: an action has probability 0, or numbers overflow.
         """
         if not self.active:
             return Price()
-        with torch.no_grad():
+        with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
             chosen = torch.from_numpy(actions)[:, None]
             ref = self._warp(self.ref_logits(prefixes, rows), masks)
             ref_log_prob = _log_prob(ref, chosen)
+            _check(
+                ref_log_prob, rows, actions, f"log π_ref(a|s) of the reference {self.reference.source!r}", REF_REMEDY
+            )
             if self.delegated:
                 return Price(ref_log_prob)
             if self.policy is None:
                 self._warn_unbound()
-                return Price(ref_log_prob, reward=self.coef * ref_log_prob)
-            logits = self._warp(self.policy(prefixes, rows), masks)
-            if self.estimator == "full":
-                kl = full_kl(logits, ref).double().cpu().numpy()
-            else:
-                kl = estimate_kl(self.estimator, _log_prob(logits, chosen), ref_log_prob)
-        return Price(ref_log_prob, kl, -self.coef * kl)
+            kl = None if self.policy is None else self._kl(prefixes, rows, actions, masks, ref, ref_log_prob)
+            reward = self.coef * ref_log_prob if kl is None else -self.coef * kl
+        _check(reward, rows, actions, f"the KL part of the reward with kl_coef={self.coef}", "lower kl_coef")
+        return Price(ref_log_prob, kl, reward)
+
+    def _kl(
+        self,
+        prefixes: Prefixes,
+        rows: NDArray[np.int64],
+        actions: NDArray[np.int64],
+        masks: NDArray[np.bool_] | None,
+        ref: torch.Tensor,
+        ref_log_prob: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """The bound policy's KL at each prefix, (m,), by the chosen estimator."""
+        assert self.policy is not None
+        logits = self._warp(self.policy(prefixes, rows).to(ref.device), masks)
+        log_prob = _log_prob(logits, torch.from_numpy(actions)[:, None])
+        _check(log_prob, rows, actions, "log π(a|s) of the bound policy", POLICY_REMEDY)
+        if self.estimator == "full":
+            kl = full_kl(logits, ref).double().cpu().numpy()
+        else:
+            kl = estimate_kl(self.estimator, log_prob, ref_log_prob)
+        _check(kl, rows, actions, f"the KL by kl_estimator={self.estimator!r}", KL_REMEDY)
+        return kl
 
     def _warp(self, logits: torch.Tensor, masks: NDArray[np.bool_] | None) -> torch.Tensor:
         mask = None if masks is None else torch.from_numpy(masks)
@@ -156,7 +222,7 @@ class KLPenalty:
             )
         if not self._warned:
             self._warned = True
-            warnings.warn(UNBOUND_WARNING.format(coef=self.coef), UserWarning, stacklevel=2)
+            warn_user(UNBOUND_WARNING.format(coef=self.coef))
 
 
 def cached_logits(cache: PrefixCache, prefixes: Prefixes, rows: NDArray[np.int64]) -> torch.Tensor:
@@ -164,6 +230,18 @@ def cached_logits(cache: PrefixCache, prefixes: Prefixes, rows: NDArray[np.int64
     if not len(rows):  # every slot restarts in this step
         return torch.zeros(0, cache.vocab_size or 0)
     return cache.next_logits(prefixes.input_ids[rows], prefixes.lengths[rows], rows)
+
+
+def _check(
+    values: NDArray[np.float64], rows: NDArray[np.int64], actions: NDArray[np.int64], what: str, remedy: str
+) -> None:
+    """Every value is a finite number, or a ValueError says for which slot and action it is not, and what may help."""
+    if not np.isfinite(values).all():
+        at = int(np.isfinite(values).argmin())
+        raise ValueError(
+            f"slot {rows[at]}, action {actions[at]}: {what} is {values[at]}, not a finite number; {remedy}. "
+            "No slot has moved"
+        )
 
 
 def _log_prob(logits: torch.Tensor, chosen: torch.Tensor) -> NDArray[np.float64]:
@@ -181,21 +259,36 @@ def policy_from_function(function: Callable[[dict[str, Any]], Any], vocab_size: 
         batched: whether the function takes a batch.
 
     Raises:
+        TypeError: (when called) the function returned no numbers.
         ValueError: (when called) logits of another shape, or NaN.
     """
 
     def policy(prefixes: Prefixes, rows: NDArray[np.int64]) -> torch.Tensor:
         if batched:
-            logits = torch.as_tensor(function(prefixes.observation(rows)))
+            answers = [_as_logits(function(prefixes.observation(rows)))]
         else:
-            logits = torch.stack([torch.as_tensor(function(prefixes.observation(int(row)))) for row in rows])
-        if logits.dim() != 2 or logits.shape[0] != len(rows) or logits.shape[1] < vocab_size:
-            wanted = (len(rows), vocab_size) if batched else (vocab_size,)
-            got = tuple(logits.shape) if batched else tuple(logits.shape[1:])
-            raise ValueError(f"the bound policy returned logits of shape {got}; expected {wanted}")
-        logits = logits[:, :vocab_size].detach().float()
+            answers = [_as_logits(function(prefixes.observation(int(row)))) for row in rows]
+        wanted = (len(rows), vocab_size) if batched else (vocab_size,)
+        for logits in answers:
+            if logits.dim() != len(wanted) or logits.shape[:-1] != wanted[:-1] or logits.shape[-1] < vocab_size:
+                raise ValueError(f"the bound policy returned logits of shape {tuple(logits.shape)}; expected {wanted}")
+        logits = (answers[0] if batched else torch.stack(answers))[:, :vocab_size].detach().float()
         if logits.isnan().any():
             raise ValueError("the bound policy returned NaN logits; nothing was stepped")
         return logits
 
     return policy
+
+
+def _as_logits(answer: Any) -> torch.Tensor:
+    """What a policy returned as a tensor of real numbers, or a TypeError that shows it."""
+    try:
+        logits = torch.as_tensor(answer)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"the bound policy returned {shown(answer)}, of type {type(answer).__name__}; expected logits, a tensor or "
+            "array of numbers"
+        ) from error
+    if logits.is_complex() or logits.dtype == torch.bool:
+        raise TypeError(f"the bound policy returned {logits.dtype}; expected logits, a tensor or array of numbers")
+    return logits

@@ -1,27 +1,29 @@
 """A causal language model and its tokenizer, from wherever they lie: the door through which models enter.
 
-The tokenizer and the configuration load at once, the weights only when something asks for `.model`. Only safetensors
-and GGUF files are read, never pickles, and no code that comes with a model is run. Decoding with memory is in
+The tokenizer and the configuration load at once, the weights only when something asks for `.model`. Which files are
+read, and which refused, is in `loading.py`, what a causal model is in `model_kinds.py`, decoding with memory in
 `prefix_cache.py`, teacher-forced scoring in `scoring.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from textgen_env.assets import MODELS, resolve_model
+from textgen_env.loading import LOADING, Location, as_device, as_dtype, load_weights, open_model
+from textgen_env.model_kinds import check_causal, check_live_causal
 from textgen_env.prefix_cache import PrefixCache
 from textgen_env.scoring import response_log_probs
-from textgen_env.trunk import evaluating, unwrap, without_progress_bars
+from textgen_env.token_text import TokenText
+from textgen_env.trunk import evaluating, unwrap
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENS_PER_BATCH = 4096  # padded tokens that `log_probs` sends through the model at a time
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_LIVE = "LanguageModel.from_modules(model, tokenizer)"
 
 
 class LanguageModel:
@@ -32,6 +34,8 @@ class LanguageModel:
             or a hub id.
         device: any torch device that is present, e.g. "cpu" or "cuda:0".
         dtype: "float32", "bfloat16" or "float16".
+        strict: refuse weights with missing, unexpected or misshapen tensors; False fills the gaps with random numbers.
+        role: what errors call the model: the argument that it was given as.
 
     Attributes:
         source: as given, as text.
@@ -43,26 +47,43 @@ class LanguageModel:
         pad_token_id: what to fill rows with; never tells where a text ends.
 
     Raises:
-        ValueError: the device or dtype is unknown, or the weights are in a format that can run code.
+        TypeError: the source is neither text nor path.
+        ValueError: the device or dtype is unknown, the model is not causal, or its files are damaged or of a format
+            that can run code; at the first use of `.model`, the weights do not fit the model or are not finite.
         FileNotFoundError: no such model, no tokenizer, or no weights.
     """
 
-    def __init__(self, source: str | Path, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"):
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        strict: bool = True,
+        role: str = "model",
+    ) -> None:
         self.source = str(source)
-        self.device, self.dtype = _device(device), _dtype(dtype)
-        self._location: tuple[str, str | None] | None = _locate(source)
+        self.device, self.dtype, self.strict = as_device(device), as_dtype(dtype), strict
+        self._location: Location | None
+        self._location, self.config, self.tokenizer = open_model(source, role, _LIVE, check_causal)
         self._model: PreTrainedModel | None = None
         self._reloadable = True
-        self.tokenizer = self._from_pretrained(AutoTokenizer, "tokenizer")
-        self.config = self._from_pretrained(AutoConfig, "configuration")
         self._read_token_ids(self._generation_config())
 
     @classmethod
     def from_modules(cls, model: Any, tokenizer: Any, name: str = "custom") -> LanguageModel:
-        """Wrap live objects (a model being trained, a peft wrapper); copies and pickles carry the model with them."""
+        """Wrap live objects (a model being trained, a peft wrapper); copies and pickles carry the model with them.
+
+        Raises:
+            TypeError: `model` is no model of transformers, or `tokenizer` no tokenizer.
+            ValueError: the model is not causal.
+        """
         self = cls.__new__(cls)
         inner = unwrap(model)
-        self.source, self.device, self.dtype = name, inner.device, inner.dtype
+        check_live_causal(inner, "model")
+        if not hasattr(tokenizer, "get_vocab"):
+            raise TypeError(f"tokenizer: expected a transformers tokenizer, got {type(tokenizer).__name__}")
+        self.source, self.device, self.dtype, self.strict = name, inner.device, inner.dtype, True
         self._location, self._model, self._reloadable = None, model, False
         self.tokenizer, self.config = tokenizer, inner.config
         self._read_token_ids(getattr(inner, "generation_config", None))
@@ -70,10 +91,13 @@ class LanguageModel:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The weights, loaded at the first use, in evaluation mode."""
+        """The weights, loaded at the first use, once for all threads, in evaluation mode."""
         if self._model is None:
-            model = self._from_pretrained(AutoModelForCausalLM, "weights", dtype=self.dtype)
-            self._model = model.to(self.device).eval()
+            with LOADING:
+                if self._model is None:
+                    assert self._location is not None
+                    model = load_weights(AutoModelForCausalLM, self._location, dtype=self.dtype, strict=self.strict)
+                    self._model = model.to(self.device).eval()
         return self._model
 
     @property
@@ -81,14 +105,71 @@ class LanguageModel:
         """Whether `.model` has been asked for yet."""
         return self._model is not None
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer itself adds (a BOS, if it does)."""
-        return list(self.tokenizer.encode(text, verbose=False))  # how long a text may be is for its readers to say
+    def encode(self, text: str, *, whole: bool = False) -> list[int]:
+        """Token ids of a text that is to be continued, with what the tokenizer puts in front of texts (a BOS), once.
+
+        What a tokenizer puts behind a text (EOS, [SEP]) is left out, since the text goes on; and a text that begins
+        with a BOS of its own, as chat templates write one, gets no second one.
+
+        Args:
+            text: what to encode.
+            whole: the text does not go on: what the tokenizer puts behind it stays, as a model is trained on it.
+
+        Raises:
+            ValueError: a token of it is none of the model's.
+        """
+        plain = self.encode_as_is(text)
+        front, behind = self._added_tokens
+        if plain[: len(front)] == front:
+            front = []
+        return self._checked(front) + plain + (self._checked(behind) if whole else [])
+
+    def encode_as_is(self, text: str) -> list[int]:
+        """Token ids of a text that already has all its special tokens, as one that a chat template wrote.
+
+        Raises:
+            ValueError: a token of it is none of the model's.
+        """
+        token_ids = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)  # however long it is
+        return self._checked(list(token_ids))
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of token ids; special tokens are left out and spaces are left alone."""
-        ids = [int(token) for token in token_ids]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self.token_text.decode([int(token) for token in token_ids])
+
+    def continuation(self, before: Iterable[int], after: Iterable[int]) -> str:
+        """The text that the tokens `after` add behind the tokens `before`: decode(before + after) less decode(before).
+
+        Not the same as decode(after), from which some tokenizers strip the leading space. See `TokenText`.
+        """
+        return self.token_text.continuation([int(token) for token in before], [int(token) for token in after])
+
+    @cached_property
+    def token_text(self) -> TokenText:
+        """The decoder of this tokenizer."""
+        return TokenText(self.tokenizer)
+
+    @cached_property
+    def _added_tokens(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts in front of any text and behind it."""
+        plain, marked = (self.tokenizer.encode("a", add_special_tokens=added) for added in (False, True))
+        for at in range(len(marked) - len(plain) + 1):
+            if plain and marked[at : at + len(plain)] == plain:
+                return list(marked[:at]), list(marked[at + len(plain) :])
+        ends = {*self.eos_token_ids, self.tokenizer.eos_token_id, self.tokenizer.sep_token_id}
+        at = next((at for at, token in enumerate(marked) if token in ends), len(marked))  # "a" is no text to it
+        return list(marked[:at]), list(marked[at:])
+
+    def _checked(self, token_ids: list[int]) -> list[int]:
+        """The same ids, if the model has a row for each."""
+        outside = [token for token in token_ids if token >= self.vocab_size]
+        if outside:
+            raise ValueError(
+                f"{self.tokenizer.convert_ids_to_tokens(outside[0])!r} is token {outside[0]} of the tokenizer, but "
+                f"{self.source!r} has {self.vocab_size} tokens; if it was added to the tokenizer, give the model a row "
+                "for it, once: model.resize_token_embeddings(len(tokenizer))"
+            )
+        return token_ids
 
     def prefix_cache(self, rows: int) -> PrefixCache:
         """A memory of `rows` prefixes for next-token logits; loads the weights."""
@@ -133,27 +214,10 @@ class LanguageModel:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"LanguageModel({self.source!r}, device={str(self.device)!r}, dtype={dtype!r})"
 
-    def _from_pretrained(self, auto: Any, what: str, **kwargs: Any) -> Any:
-        assert self._location is not None
-        folder, gguf = self._location
-        if gguf:
-            kwargs["gguf_file"] = gguf
-            if what == "weights":  # plain weights, which can be trained and saved, not packed blocks
-                kwargs["quantization_config"] = GgufConfig(dequantize=True)
-        elif what == "weights":
-            kwargs["use_safetensors"] = True
-        try:
-            with without_progress_bars():
-                return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
-        except Exception as error:  # anything from OSError to KeyError, and seldom with the name of the source
-            raise FileNotFoundError(
-                f"model: cannot load the {what} of {self.source!r} ({type(error).__name__}: {error})"
-            ) from error
-
     def _generation_config(self) -> Any:
         assert self._location is not None
-        folder, gguf = self._location
-        if gguf or (Path(folder).is_dir() and not (Path(folder) / "generation_config.json").is_file()):
+        folder, gguf = self._location.folder, self._location.gguf
+        if gguf or (self._location.is_local and not (Path(folder) / "generation_config.json").is_file()):
             return None
         try:
             return GenerationConfig.from_pretrained(folder)
@@ -171,65 +235,3 @@ class LanguageModel:
         self.bos_token_id: int | None = self.tokenizer.bos_token_id
         choices = (self.tokenizer.pad_token_id, getattr(config, "pad_token_id", None), *sorted(self.eos_token_ids), 0)
         self.pad_token_id = next(int(token) for token in choices if token is not None and 0 <= token < self.vocab_size)
-
-
-def _locate(source: str | Path) -> tuple[str, str | None]:
-    """Where a model is: (directory or hub id, name of the GGUF file in it or None)."""
-    found = resolve_model(source)
-    path = Path(found).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise FileNotFoundError(f"model: no such GGUF file: {str(source)!r}")
-        return str(path.parent), path.name
-    if path.is_dir():
-        _check_directory(path)
-        return str(path), None
-    if path.is_file():
-        raise ValueError(f"model: {str(source)!r} is a file; expected a directory, a .gguf file, a name or a hub id")
-    if isinstance(source, Path) or path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1:
-        raise FileNotFoundError(f"model: no such directory: {str(source)!r}")
-    if "/" not in str(source):
-        raise FileNotFoundError(
-            f"model: unknown name {str(source)!r}; known: {', '.join(sorted(MODELS))}; else a directory or owner/name"
-        )
-    return str(found), None
-
-
-def _check_directory(path: Path) -> None:
-    """Complain about what is missing before a library does so less clearly."""
-    if not (path / "config.json").is_file():
-        hint = f"; did you mean {next(path.glob('*.gguf'))}?" if any(path.glob("*.gguf")) else ""
-        raise FileNotFoundError(f"model: {str(path)!r} has no config.json, so it is no model directory{hint}")
-    if not any(
-        (path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
-    ):
-        raise FileNotFoundError(
-            f"model: {str(path)!r} has no tokenizer; save one into it with tokenizer.save_pretrained({str(path)!r})"
-        )
-    if any(path.glob("*.safetensors")):
-        return
-    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
-    if pickles:
-        raise ValueError(
-            f"model: {str(path)!r} holds pickled weights ({pickles[0]}), which can run code when they are read. "
-            f'If you trust them, convert them once: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{path}').save_pretrained('{path}')\""
-        )
-    raise FileNotFoundError(f"model: {str(path)!r} has no weights (*.safetensors)")
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device: {device!r} is unknown or not present on this machine") from error
-    return found
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    assert found is not None
-    return found

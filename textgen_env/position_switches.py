@@ -99,7 +99,7 @@ def fresh_frequencies(model: nn.Module, switches: Switches) -> Iterator[None]:
                 setattr(rope, name, value)
 
 
-def _ropes(config: Any) -> list[dict[str, Any]]:
+def rope_settings(config: Any) -> list[dict[str, Any]]:
     """The settings of the rotary encoding: one set, or one for each kind of layers."""
     rope = getattr(config, "rope_parameters", None) or {}
     if not isinstance(rope, dict):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -13,9 +12,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textgen_env.engine import Rows
-from textgen_env.episode import StepResult
-from textgen_env.face import RENDER_MODES, Face, prompt_choice
+from textgen_env.episode import Prompt, StepResult
+from textgen_env.face import RENDER_MODES, Face, as_actions, check_seed, prompt_choice
 from textgen_env.language_model import LanguageModel
+from textgen_env.messages import is_conversation
+from textgen_env.notices import shown, warn_user
+from textgen_env.settings import spelled_out
 
 Observations = dict[str, NDArray[Any]]
 REST = -1  # the action of a slot that has ended and is to be left alone (autoreset_mode DISABLED)
@@ -44,6 +46,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}
 
+    @spelled_out
     def __init__(
         self,
         num_envs: int = 1,
@@ -52,8 +55,9 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         render_mode: str | None = None,
         **arguments: Any,
     ) -> None:
-        if not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r} must be an integer of at least 1")
+        if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
+            raise ValueError(f"num_envs={shown(num_envs)} must be an integer of at least 1")
+        num_envs = int(num_envs)
         self.num_envs = num_envs
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -75,52 +79,57 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         Args:
             seed: one integer s (slot i gets s + i), or one a slot; restarts the slots' generators.
             options: `{"prompt": one for all, or a list with one a slot, "reset_mask": bool (n,)}`; a prompt is a text,
-                a mapping or an index. With a list, a None entry draws that slot's prompt.
+                a conversation, a mapping or an index. With a list, a None entry draws that slot's prompt.
+
+        Raises:
+            TypeError, ValueError, IndexError: a seed, option or prompt that is none; nothing has changed.
         """
-        rows = np.flatnonzero(self._reset_mask(options))
         choices = self._prompt_choices(options)
-        for row, row_seed in enumerate(self._seeds(seed)):
-            if row_seed is not None and row in rows:
-                self._generators()[row] = seeding.np_random(row_seed)[0]
+        rows, seeds = np.flatnonzero(self._reset_mask(options)), self._seeds(seed)
+        self._note_cut(rows.tolist(), meant=any(given is not None for given in (*seeds, *choices)))
+        for row in rows.tolist():
+            if seeds[row] is not None:
+                self._generators()[row] = seeding.np_random(seeds[row])[0]
         self._start(rows, choices)
         infos: dict[str, Any] = {}
         for row in rows.tolist():
             infos = self._add_info(infos, self._reset_info(row), row)
         return self.engine.prefixes.observation(), infos
 
-    def _start(self, rows: Rows, choices: Sequence[Any] | None = None) -> None:
-        generators = self._generators()
-        self.engine.start(
-            {int(row): self.engine.choose_prompt(generators[row], choices[row] if choices else None) for row in rows}
-        )
+    def _start(self, rows: Rows, choices: Sequence[Prompt | None] | None = None) -> None:
+        generators, engine = self._generators(), self.engine
+        engine.start({row: (choices and choices[row]) or engine.draw_prompt(generators[row]) for row in rows.tolist()})
         self._terminated[rows] = self._truncated[rows] = False
 
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+    def _seeds(self, seed: Any) -> Sequence[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, (int, np.integer)):
-            return [int(seed) + row for row in range(self.num_envs)]
+        if not isinstance(seed, (list, tuple, np.ndarray)) or np.ndim(seed) == 0:
+            first = check_seed(seed)
+            assert first is not None
+            return [first + row for row in range(self.num_envs)]
         if len(seed) != self.num_envs:
-            raise ValueError(f"seed={list(seed)} must be one integer, or one for each of num_envs={self.num_envs}")
-        return seed
+            raise ValueError(f"seed={shown(seed)} must be one integer, or one for each of num_envs={self.num_envs}")
+        return [check_seed(one, f"seed[{row}]") for row, one in enumerate(seed)]
 
     def _reset_mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
         if options is None or "reset_mask" not in options:
             return np.ones(self.num_envs, dtype=np.bool_)
         mask = options["reset_mask"]
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
-            raise ValueError(f"options['reset_mask']={mask!r} must be a bool array of shape ({self.num_envs},)")
+            raise ValueError(f"options['reset_mask']={shown(mask)} must be a bool array of shape ({self.num_envs},)")
         if not mask.any():
             raise ValueError("options['reset_mask'] must be True for at least one slot")
         return mask
 
-    def _prompt_choices(self, options: dict[str, Any] | None) -> list[Any]:
+    def _prompt_choices(self, options: dict[str, Any] | None) -> list[Prompt | None]:
+        """The prompt that each slot is given, or None where it is to draw one."""
         choice = prompt_choice(options, ("prompt", "reset_mask"))
-        if not isinstance(choice, (list, tuple)):
-            return [choice] * self.num_envs
+        if not isinstance(choice, (list, tuple)) or is_conversation(choice):
+            return [None if choice is None else self.engine.named_prompt(choice)] * self.num_envs
         if len(choice) != self.num_envs:
             raise ValueError(f"options['prompt'] has {len(choice)} entries; it needs one for each of {self.num_envs}")
-        return list(choice)
+        return [None if one is None else self.engine.named_prompt(one) for one in choice]
 
     # --- step ---------------------------------------------------------------------------------------------------------
 
@@ -134,10 +143,11 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
 
         Raises:
             gymnasium.error.ResetNeeded: a slot has no episode running.
-            ValueError: an action out of range or masked, or another shape.
-            ScorerError: the scorer failed; no slot has moved.
+            TypeError: actions that are no integers.
+            ValueError: an action out of range or masked, another shape, or a KL that is not finite.
+            ScorerError: the scorer failed. As with all of these, no slot has moved.
         """
-        actions = np.asarray(actions)
+        actions = as_actions("actions", actions)
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}")
         ended = self._terminated | self._truncated
@@ -190,6 +200,14 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         column[rows[stays]] = values[stays]
         return column
 
+    def abandon(self, slots: NDArray[np.int64]) -> None:
+        """End the running episodes of some slots without a score; they wait for their reset (autoreset_mode DISABLED).
+
+        What a wrapper that truncates leaves behind: to the environment such an episode is still running.
+        """
+        self.engine.playing[slots] = False
+        self._truncated[slots] = True
+
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -209,7 +227,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
     def render(self) -> tuple[Any, ...] | None:
         """One frame a slot, as the single face renders it; None in "human" mode, which prints episodes as they end."""
         if self.render_mode is None:
-            gym.logger.warn("render() needs render_mode: gym.make_vec(id, render_mode='ansi')")
+            warn_user("render() needs render_mode: gym.make_vec(id, render_mode='ansi')")
             return None
         if self.render_mode == "human":
             return None
@@ -236,8 +254,12 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Face.load_state_dict`."""
+        flags = [self._saved_per_slot(state, name) for name in ("terminated", "truncated")]
+        for name, values in zip(("terminated", "truncated"), flags, strict=True):
+            if not all(isinstance(value, bool) for value in values):
+                raise TypeError(f"state[{name!r}]={shown(values)} must be {self.num_envs} booleans")
         super().load_state_dict(state)
-        self._terminated[:], self._truncated[:] = state["terminated"], state["truncated"]
+        self._terminated[:], self._truncated[:] = flags
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
@@ -245,4 +267,5 @@ def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
         return AutoresetMode(mode)
     except ValueError:
         known = ", ".join(repr(known.value) for known in AutoresetMode)
-        raise ValueError(f"autoreset_mode={mode!r} must be one of {known}") from None
+        kind = ValueError if isinstance(mode, str) else TypeError
+        raise kind(f"autoreset_mode={shown(mode)} must be one of {known}") from None

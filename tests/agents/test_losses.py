@@ -49,15 +49,43 @@ def test_value_loss_by_hand():
     assert losses.clipped_value_loss(value, old, returns, None).item() == pytest.approx((1 + 0.81) / 4)
 
 
+@pytest.mark.parametrize("off_policy", [0.0, 0.7])
+def test_expected_gradient_of_kl_loss_is_that_of_the_exact_kl(off_policy: float):
+    """By enumeration of four actions, each weighted with the probability with which the old policy draws it."""
+    generator = torch.Generator().manual_seed(0)
+    logits, ref, shift = torch.randn(3, 4, generator=generator, dtype=torch.float64).unbind()
+    ref, old = ref.log_softmax(-1), (logits + off_policy * shift).log_softmax(-1)
+    logits.requires_grad_()
+    log_prob, one = logits.log_softmax(-1), torch.ones(1)
+    expected = sum(
+        old[a].exp() * losses.kl_loss(log_prob[a : a + 1], ref[a : a + 1], one, old_log_prob=old[a : a + 1])
+        for a in range(4)
+    )
+    exact = (log_prob.exp() * (log_prob - ref)).sum()
+    torch.testing.assert_close(expected, exact, rtol=1e-10, atol=0)
+    gradients = [torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (expected, exact)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_a_single_token_cannot_carry_approx_kl_away():
+    old = torch.zeros(1000)
+    new = torch.cat([torch.tensor([12.0, -40.0]), torch.zeros(998)])
+    assert losses.approx_kl(new, old).item() < 0.01
+
+
 def test_kl_loss_is_the_exact_kl_in_expectation():
     """Over all actions of a tiny vocabulary, weighted with π, k3 sums to KL(π‖π_ref)."""
     pi, ref = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.25, 0.25, 0.5])
     exact = sum(p * math.log(p / q) for p, q in zip(pi.tolist(), ref.tolist(), strict=True))
     expected = sum(
-        p * losses.kl_loss(pi[i : i + 1].log(), ref[i : i + 1].log()).item() for i, p in enumerate(pi.tolist())
+        p
+        * losses.kl_loss(
+            pi[i : i + 1].log(), ref[i : i + 1].log(), torch.ones(1), old_log_prob=pi[i : i + 1].log()
+        ).item()
+        for i, p in enumerate(pi.tolist())
     )
     assert expected == pytest.approx(exact, rel=1e-5)
-    assert losses.kl_loss(pi.log(), pi.log()).item() == 0
+    assert losses.kl_loss(pi.log(), pi.log(), torch.ones(3), old_log_prob=pi.log()).item() == 0
 
 
 def test_approx_kl_and_clip_fraction_by_hand():
@@ -86,7 +114,7 @@ def test_gradients_equal_finite_differences(seed):
     new.requires_grad_()
     assert gradcheck(lambda x: losses.clipped_surrogate(x, old, advantage), new)
     assert gradcheck(lambda x: losses.clipped_value_loss(x, old, advantage, 0.3), new)
-    assert gradcheck(lambda x: losses.kl_loss(x, old), new)
+    assert gradcheck(lambda x: losses.kl_loss(x, advantage, torch.ones(24), old_log_prob=old), new)
     assert gradcheck(lambda x: losses.language_model_loss(x), new)
 
 
@@ -97,7 +125,7 @@ def test_rectangles_with_a_mask_equal_packed_tokens_even_with_infinities_outside
     wide = (new + junk).requires_grad_()
     for loss in (
         lambda n, o, a, m: losses.clipped_surrogate(n, o, a, 0.2, m),
-        lambda n, o, a, m: losses.kl_loss(n, o, m),
+        lambda n, o, a, m: losses.kl_loss(n, a, torch.ones_like(n) if m is None else m, old_log_prob=o),
         lambda n, o, a, m: losses.approx_kl(n, o, m),
         lambda n, o, a, m: losses.clip_fraction(n, o, 0.2, m),
     ):

@@ -14,8 +14,8 @@ import torch
 from textgen_env.agents.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-for turn in range(9):
-    if turn == 4:  # malloc has settled
+for turn in range(14):
+    if turn == 9:  # malloc has settled
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(25_000_000).add_(1)  # 100 MB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

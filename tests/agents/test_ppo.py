@@ -133,20 +133,35 @@ def test_the_reference_is_the_same_frozen_or_with_the_adapter_off(make_venv: Mak
     assert (moved - switched).abs().max() > 1e-3
 
 
-def test_a_cut_is_bootstrapped_and_an_end_is_not(make_venv: MakeVenv, word_model: Path):
-    """With λ=1 the return of the last token is its reward, plus V of the final state if and only if it was cut."""
-    for length_limit in ("terminate", "truncate"):
-        ppo = make_ppo(make_venv(length_limit=length_limit, max_new_tokens=3), word_model, lam=1.0, kl_coef=0.0)
+class CutFromOutside(gym.vector.VectorWrapper):
+    """Truncates every response at its second token, unscored."""
+
+    def step(self, actions):
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        cut = (observations["response_mask"].sum(axis=1) >= 2) & ~terminated
+        return observations, rewards, terminated, truncated | cut, infos
+
+
+@pytest.mark.filterwarnings("ignore:.*max_new_tokens:UserWarning")
+@pytest.mark.parametrize("case", ["terminate", "truncate", "outside"])
+def test_only_a_cut_without_a_score_is_bootstrapped(case: str, make_venv: MakeVenv, word_model: Path):
+    """With λ=1 the return of the last token is its reward, plus V of the final state if it was cut unscored."""
+    for length_limit in ["terminate" if case == "outside" else case]:
+        venv = make_venv(length_limit=length_limit, max_new_tokens=3)
+        ppo = make_ppo(CutFromOutside(venv) if case == "outside" else venv, word_model, lam=1.0, kl_coef=0.0)
         torch.nn.init.normal_(ppo.policy.value_head.out.weight, generator=torch.Generator().manual_seed(0))
         rollout = ppo.collect()
         batch = ppo.advantages(rollout)
-        assert rollout.truncated.any() == (length_limit == "truncate")
+        assert rollout.truncated.any() == (case != "terminate")
+        assert rollout.bootstrapped.any() == (case == "outside")
         for row in range(len(rollout.texts)):
             length = int(rollout.attention_mask[row].sum())
             with torch.no_grad():
                 body = ppo.policy.actor.model(input_ids=rollout.input_ids[row : row + 1, :length]).last_hidden_state
                 value = ppo.policy.value_head(body[0, -1]).item()
-            expected = rollout.rewards[row, length - 1].item() + (value if rollout.truncated[row] else 0.0)
+            expected = rollout.rewards[row, length - 1].item() + (
+                value if case == "outside" and rollout.truncated[row] else 0.0
+            )
             assert batch.returns[row, length - 1].item() == pytest.approx(expected, abs=1e-4)
 
 
@@ -250,7 +265,7 @@ def test_a_bandit_is_solved(make_venv: MakeVenv, word_model: Path, seed):
     """One token, reward 1 for the word "g": found and held within 15 updates."""
 
     def is_g(completions: list[str], **_: Any) -> list[float]:
-        return [float(text == "g") for text in completions]
+        return [float(text.strip() == "g") for text in completions]
 
     venv = make_venv(num_envs=32, prompts=["a"], scorer=is_g, max_new_tokens=1)
     policy = ActorCritic(LanguageModel(word_model))

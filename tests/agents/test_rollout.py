@@ -32,7 +32,7 @@ def test_exactly_so_many_whole_trajectories(make_venv: MakeVenv, word_model: Pat
     for row in range(episodes):
         response = rollout.input_ids[row][rollout.response_mask[row].bool()].tolist()
         prompt = rollout.input_ids[row][(rollout.attention_mask - rollout.response_mask)[row].bool()].tolist()
-        assert model.decode(response) == rollout.texts[row]
+        assert model.continuation(prompt, response) == rollout.texts[row]
         assert prompt == model.encode(rollout.prompts[row])
         assert (response[-1] == 0) == (rollout.finish_reasons[row] == "eos")
         assert 0 not in response[:-1]
@@ -60,7 +60,7 @@ def test_sampled_log_probs_are_those_of_the_model(make_venv: MakeVenv, word_mode
 def test_the_same_seed_gives_the_same_trajectories(make_venv: MakeVenv, word_model: Path):
     first, second = (play(make_venv(), word_model) for _ in range(2))
     assert torch.equal(first.input_ids, second.input_ids)
-    assert torch.equal(first.sampled_log_probs, second.sampled_log_probs)
+    torch.testing.assert_close(first.sampled_log_probs, second.sampled_log_probs)  # of two copies of the weights
     assert not torch.equal(first.input_ids, play(make_venv(), word_model, seed=1).input_ids)
 
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from textgen_env.assets import model_path
-from textgen_env.scorers import ScorerError, call_scorer, get_scorer
+from textgen_env.scorers import call_scorer, get_scorer
 from textgen_env.scorers.classifier import Classifier
 from textgen_env.scorers.similarity import Similarity
 from textgen_env.scorers.text_model import TextModel
@@ -119,7 +119,13 @@ def test_pairs_and_chats(bert) -> None:
     chat = Classifier(live, label=1, text="chat")
     ids = tokenizer("[user]Hi?[assistant]Ho!", add_special_tokens=False, return_tensors="pt")
     assert call_scorer(chat, ["Ho!"], prompts=["Hi?"]) == pytest.approx(model(**ids).logits.softmax(-1)[:, 1].tolist())
-    assert copy.deepcopy(chat)(["Ho!"], prompts=["Hi?"]) == chat(["Ho!"], prompts=["Hi?"])
+    conversation = [{"role": "system", "content": "Brief."}, {"role": "user", "content": "Hi?"}]
+    both = chat(["Ho!", "Ho!"], prompts=["Hi?", "Hi?"], messages=[conversation, None])
+    ids = tokenizer(["[system]Brief.[user]Hi?[assistant]Ho!"], add_special_tokens=False, return_tensors="pt")
+    assert both[0] == pytest.approx(model(**ids).logits.softmax(-1)[0, 1].item())
+    assert both[1] == pytest.approx(chat(["Ho!"], prompts=["Hi?"])[0])
+    assert both[0] != pytest.approx(both[1])
+    assert copy.deepcopy(chat)(["Ho!"], prompts=["Hi?"]) == pytest.approx(chat(["Ho!"], prompts=["Hi?"]))
     pair = tokenizer("Hi?", "Ho!", return_tensors="pt")
     expected = model(**pair).logits.softmax(-1)[:, 1].tolist()
     assert call_scorer(Classifier(live, label=1, text="pair"), ["Ho!"], prompts=["Hi?"]) == pytest.approx(expected)
@@ -127,8 +133,8 @@ def test_pairs_and_chats(bert) -> None:
 
 def test_classifier_mistakes(bert) -> None:
     for label in (None, "EXCELLENT", 3):
-        with pytest.raises(ScorerError, match="BAD, FAIR, GOOD"):
-            call_scorer(get_scorer("classifier", model=bert, label=label), ["a"], prompts=["p"])
+        with pytest.raises(ValueError, match="BAD, FAIR, GOOD"):
+            get_scorer("classifier", model=bert, label=label)
     with pytest.raises(ValueError, match="output"):
         get_scorer("classifier", output="odds")
     with pytest.raises(ValueError, match="text"):
@@ -145,7 +151,7 @@ def test_copies_leave_the_weights_behind(bert) -> None:
     pickled = pickle.dumps(scorer)
     assert len(pickled) < 10_000
     for twin in (pickle.loads(pickled), copy.deepcopy(scorer)):
-        assert call_scorer(twin, TEXTS, prompts=PROMPTS) == scores
+        assert call_scorer(twin, TEXTS, prompts=PROMPTS) == pytest.approx(scores, abs=1e-6)
 
 
 def test_threads_share_one_model(bert) -> None:
@@ -218,10 +224,9 @@ def test_fluency(byte_model) -> None:
 
 def test_fluency_without_the_prompt(byte_model) -> None:
     alone = get_scorer("fluency", model=byte_model, condition=False)
-    assert call_scorer(alone, ["abc"], prompts=["p"]) == call_scorer(alone, ["abc"], prompts=["something else"])
-    assert call_scorer(alone, ["abc"], prompts=["p"]) == call_scorer(
-        get_scorer("fluency", model=byte_model), ["abc"], prompts=[""]
-    )
+    score = pytest.approx(call_scorer(alone, ["abc"], prompts=["p"]))
+    assert call_scorer(alone, ["abc"], prompts=["something else"]) == score
+    assert call_scorer(get_scorer("fluency", model=byte_model), ["abc"], prompts=[""]) == score
 
 
 def test_fluency_cuts_long_texts(byte_model) -> None:
@@ -250,6 +255,6 @@ def test_spacy(tmp_path) -> None:
     scores = call_scorer(scorer, ["good", "bad", ""], prompts=["fine ", "ugly ", ""])
     assert scores == pytest.approx([pipeline(text).cats["POS"] for text in ("fine good", "ugly bad", "")])
     assert scores[0] > 0.5 > scores[1]
-    assert call_scorer(pickle.loads(pickle.dumps(scorer)), ["good"], prompts=["fine "]) == scores[:1]
-    with pytest.raises(ScorerError, match="POS, NEG, got 'OK'"):
-        call_scorer(get_scorer("spacy", model=str(tmp_path / "model"), label="OK"), ["a"], prompts=["p"])
+    assert call_scorer(pickle.loads(pickle.dumps(scorer)), ["good"], prompts=["fine "]) == pytest.approx(scores[:1])
+    with pytest.raises(ValueError, match="label must be one of NEG, POS, got 'OK'"):
+        get_scorer("spacy", model=str(tmp_path / "model"), label="OK").load_models()

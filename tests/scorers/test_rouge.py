@@ -66,7 +66,15 @@ def perl_rouge(completions: list[str], references: list[list[str]], folder: Path
     return result
 
 
-@pytest.mark.skipif(shutil.which("perl") is None, reason="ROUGE-1.5.5 is a Perl program")
+def perl_can(module: str) -> bool:
+    """Whether Perl is here, with a module."""
+    return (
+        shutil.which("perl") is not None
+        and not subprocess.run(["perl", f"-M{module}", "-e1"], stderr=subprocess.DEVNULL).returncode
+    )
+
+
+@pytest.mark.skipif(not perl_can("XML::DOM"), reason="ROUGE-1.5.5 needs Perl and its module XML::DOM")
 def test_rewards_equal_rouge_155(tmp_path) -> None:
     """Its ROUGE-L reads a sentence a line, which is what others call ROUGE-Lsum."""
     references = PAIRS.first_references()

@@ -15,12 +15,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
+
+from textgen_env.notices import warn_user
 
 __all__ = ["Deb", "FetchError", "Package", "Wheel", "extract", "run_quietly"]
 
@@ -119,7 +120,7 @@ class Deb:
             raise FetchError(f"no Debian package {self.package}_*.deb in {folder}")
         tested = [path for path in found if path.name.split("_")[1] == self.version]
         if not tested:
-            warnings.warn(f"{found[-1].name} is not the tested {self.version}: its texts may differ", stacklevel=2)
+            warn_user(f"{found[-1].name} is not the tested {self.version}: its texts may differ")
         return (tested or found)[-1]
 
     def open(self, path: Path) -> zipfile.ZipFile:

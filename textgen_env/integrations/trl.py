@@ -13,6 +13,7 @@ from textgen_env.episode import FinishReason
 from textgen_env.prompts import PromptSource, load_prompts, prompt_as_dict
 from textgen_env.scorers import get_scorer
 from textgen_env.scorers.base import add_parts, score_parts, scorer_name
+from textgen_env.vocabulary import tokenize_prompt
 
 try:
     import datasets
@@ -145,9 +146,9 @@ def config_arguments(env: Any) -> dict[str, Any]:
 def _check_prompt_lengths(env: Any) -> None:
     """TRL does not cut prompts, and a response after a longer prompt would not be the environment's."""
     for index, prompt in enumerate(env.prompts):
-        length = len(env.language_model.encode(prompt.text))
-        if length > env.max_prompt_tokens:
+        token_ids, excess = tokenize_prompt(env.language_model, prompt, env.max_prompt_tokens)
+        if excess:
             raise ValueError(
-                f"prompts[{index}] has {length} tokens, more than max_prompt_tokens={env.max_prompt_tokens}; TRL does "
-                "not cut prompts: raise max_prompt_tokens, or leave such prompts out"
+                f"prompts[{index}] has {len(token_ids) + excess} tokens, more than max_prompt_tokens="
+                f"{env.max_prompt_tokens}; TRL does not cut prompts: raise max_prompt_tokens, or leave such prompts out"
             )

@@ -10,6 +10,7 @@ Optional attributes of a scorer that callers honour:
 * `parts(completions, **same) -> Mapping[str, Sequence[float]]` with `part_names` — named parts whose sum is the score;
 * `dense: bool` — it wants to be asked after every token and returns potentials (see `combine.Dense`);
 * `info() -> Mapping[str, float]` — counters, such as failed calls;
+* `load_models()` — called once when an environment is made, so that a bad model does not show at an episode's end;
 * `fit_references(references)` — called once with all references of a task, before the first score.
 """
 

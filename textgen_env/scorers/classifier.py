@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from .text_model import Encoding, TextModel
+from .batching import Encoding
+from .text_model import TextModel, text_model
 
 _OUTPUTS = ("probability", "log_probability", "logit")
 _TEXTS = ("prompt+completion", "completion", "pair", "chat")
@@ -18,20 +19,24 @@ class Classifier:
     """One output of a sequence classifier for each text; higher is better for the chosen label.
 
     Range: "probability" [0, 1], "log_probability" (−∞, 0], "logit" (−∞, ∞). With a single logit z, as reward models
-    have, the probability is sigmoid(z); with several it is the softmax at `label`. Weights are loaded at the first
-    score. An empty completion is scored like any other text.
+    have, the probability is sigmoid(z); with several it is the softmax at `label`, or, where the configuration says
+    that labels do not exclude each other (`problem_type`), the sigmoid there. Weights are loaded when an environment is
+    made, or at the first score. An empty completion is scored like any other text, by itself as one BOS token where the
+    tokenizer adds none.
 
     Args:
         model: a packaged or fetched name, a directory or a hub id with weights in safetensors, or a `TextModel`.
         label: name or index of the label; needed when there is more than one.
         output: "probability", "log_probability" or "logit".
         text: what is scored: "prompt+completion" joined as they are, "completion" alone, the "pair" of both as two
-            segments, or "chat", the tokenizer's chat template with a user's and an assistant's turn.
+            segments, or "chat", the tokenizer's chat template with the prompt, as the user's turn or, where it is a
+            conversation, all its messages, and the completion as the assistant's turn.
         name: name in errors and reward parts.
-        **kwargs: `max_length`, `batch_size`, `device`, `dtype` of `TextModel`.
+        **kwargs: `max_length`, `batch_size`, `device`, `dtype`, `strict` of `TextModel`.
 
     Raises:
-        ValueError: `output` or `text` is unknown; or, at the first score, `label` is missing or unknown.
+        TypeError, ValueError, FileNotFoundError: `output`, `text` or `label` is unknown, or `label` is missing; the
+            model is no classifier, or cannot be loaded (see `TextModel`).
     """
 
     def __init__(
@@ -47,28 +52,39 @@ class Classifier:
             raise ValueError(f"{name}: output must be one of {', '.join(_OUTPUTS)}, got {output!r}")
         if text not in _TEXTS:
             raise ValueError(f"{name}: text must be one of {', '.join(_TEXTS)}, got {text!r}")
-        self.model = model if isinstance(model, TextModel) else TextModel("classifier", model, **kwargs)
         self.label, self.output, self.text, self.name = label, output, text, name
+        self.model = text_model("classifier", model, name, kwargs)
+        self._column()
+        if text == "chat" and not self.model.tokenizer.chat_template:
+            raise ValueError(f'{name}: text="chat" needs a chat template, which the tokenizer of {model!r} has not')
 
-    def __call__(self, completions: Sequence[str], *, prompts: Sequence[str], **_: Any) -> list[float]:
+    def __call__(
+        self,
+        completions: Sequence[str],
+        *,
+        prompts: Sequence[str],
+        messages: Sequence[Sequence[dict[str, Any]] | None] | None = None,
+        **_: Any,
+    ) -> list[float]:
         column = self._column()
-        encodings = [self._encode(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        rows = zip(prompts, completions, messages or [None] * len(completions), strict=True)
+        encodings = [self._encode(*row) for row in rows]
         return self.model.run(encodings, lambda outputs, _: self._read(outputs.logits.float(), column)).tolist()
 
     def _read(self, logits: torch.Tensor, column: int) -> torch.Tensor:
         """The wanted output of each row: (rows, labels) to (rows,)."""
         if self.output == "logit":
             return logits[:, column]
-        if logits.shape[1] == 1:
-            log_prob = functional.logsigmoid(logits[:, 0])
+        if logits.shape[1] == 1 or self.model.config.problem_type == "multi_label_classification":
+            log_prob = functional.logsigmoid(logits[:, column])
         else:
             log_prob = logits.log_softmax(-1)[:, column]
         return log_prob if self.output == "log_probability" else log_prob.exp()
 
-    def _encode(self, prompt: str, completion: str) -> Encoding:
+    def _encode(self, prompt: str, completion: str, messages: Sequence[dict[str, Any]] | None) -> Encoding:
         """Token ids of what is scored."""
         if self.text == "chat":
-            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+            turns = [*(messages or [{"role": "user", "content": prompt}]), {"role": "assistant", "content": completion}]
             text = self.model.tokenizer.apply_chat_template(turns, tokenize=False)
             return self.model.encode(text, add_special_tokens=False)  # the template writes them
         if self.text == "pair":
@@ -77,15 +93,18 @@ class Classifier:
 
     def _column(self) -> int:
         """The label's column."""
-        config = self.model.model.config
-        names = [str(config.id2label[i]) for i in range(config.num_labels)]
-        if config.num_labels == 1:
+        names = [str(name) for _, name in sorted(self.model.config.id2label.items())]
+        if len(names) == 1:
             return 0
         if self.label in names:
             return names.index(str(self.label))
-        if isinstance(self.label, int) and 0 <= self.label < len(names):
+        if isinstance(self.label, int) and not isinstance(self.label, bool) and 0 <= self.label < len(names):
             return self.label
         raise ValueError(f"{self.name}: label must be one of {', '.join(names)} or its index, got {self.label!r}")
+
+    def load_models(self) -> None:
+        """Load the weights now instead of at the first score."""
+        self.model.load_models()
 
 
 class Sentiment(Classifier):

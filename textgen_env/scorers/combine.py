@@ -70,6 +70,12 @@ class Sum:
         infos = [(key, scorer.info()) for key, _, scorer in self.members if hasattr(scorer, "info")]
         return {f"{key}.{counter}": value for key, info in infos for counter, value in info.items()}
 
+    def load_models(self) -> None:
+        """Load the members' models."""
+        for _, _, scorer in self.members:
+            if hasattr(scorer, "load_models"):
+                scorer.load_models()
+
     def fit_references(self, references: Sequence[Sequence[str]]) -> None:
         """Fits the members that fit themselves to a task's references."""
         for _, _, scorer in self.members:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 
 from textgen_env.language_model import LanguageModel
+from textgen_env.model_kinds import position_limit
+from textgen_env.trunk import unwrap
+
+from .text_model import check_counts
 
 _OUTPUTS = ("log_probability", "probability")
 
@@ -24,12 +29,14 @@ class Fluency:
         condition: whether the prompt is put before the completion. Otherwise the completion follows the tokenizer's
             BOS; where there is none its first token has no probability and is left out.
         output: "log_probability" or "probability".
-        max_length: tokens of prompt and completion at most; what is beyond is cut from the prompt, then from the end.
+        max_length: tokens of prompt and completion at most, at least 2, and fewer where the model has fewer positions;
+            what is beyond is cut from the prompt, then from the end.
         batch_size: texts in one forward pass; texts are sorted by length first.
-        device, dtype: where and in which precision the model runs.
+        device, dtype, strict: see `LanguageModel`.
 
     Raises:
-        ValueError: unknown output.
+        TypeError, ValueError, FileNotFoundError: unknown output, a limit out of range, or a model that `LanguageModel`
+            refuses.
     """
 
     name = "fluency"
@@ -43,17 +50,22 @@ class Fluency:
         batch_size: int = 16,
         device: str = "cpu",
         dtype: str = "float32",
+        strict: bool = True,
     ) -> None:
         if output not in _OUTPUTS:
             raise ValueError(f"fluency: output must be one of {', '.join(_OUTPUTS)}, got {output!r}")
-        self.language_model = (
-            model if isinstance(model, LanguageModel) else LanguageModel(model, device=device, dtype=dtype)
-        )
+        check_counts(max_length=max_length, batch_size=batch_size)
+        if max_length < 2:
+            raise ValueError(f"fluency: max_length={max_length} must be at least 2: a token and one before it")
+        if not isinstance(model, LanguageModel):
+            model = LanguageModel(model, device=device, dtype=dtype, strict=strict, role="fluency: model")
+        self.language_model = model
         self.condition, self.output = condition, output
         self.max_length, self.batch_size = max_length, batch_size
 
     def __call__(self, completions: Sequence[str], *, prompts: Sequence[str], **_: Any) -> list[float]:
-        rows = [self._encode(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        limit = min(self.max_length, position_limit(unwrap(self.language_model.model)) or self.max_length)
+        rows = [self._encode(prompt, text, limit) for prompt, text in zip(prompts, completions, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
         scores = [-math.log(self.language_model.vocab_size)] * len(rows)
         for start in range(0, len(order), self.batch_size):
@@ -62,15 +74,21 @@ class Fluency:
                 scores[i] = scores[i] if math.isnan(score) else score
         return scores if self.output == "log_probability" else [math.exp(score) for score in scores]
 
-    def _encode(self, prompt: str, completion: str) -> tuple[list[int], int]:
-        """Token ids of prompt and completion, and how many of them come before the first that counts."""
-        before = self.language_model.encode(prompt if self.condition else "")
-        if before and before[-1] in self.language_model.eos_token_ids and len(before) > 1:
-            before = before[:-1]  # some tokenizers end every text
-        tokens = self.language_model.tokenizer.encode(completion, add_special_tokens=False)[: self.max_length - 1]
-        room = self.max_length - len(tokens)
-        before = before[max(0, len(before) - room) :]
-        return before + list(tokens), max(len(before), 1)  # nothing precedes the very first token
+    def load_models(self) -> None:
+        """Load the weights now instead of at the first score."""
+        self.language_model.model  # noqa: B018
+
+    def _encode(self, prompt: str, completion: str, limit: int) -> tuple[list[int], int]:
+        """Token ids of prompt and completion, and how many of them come before the first that counts.
+
+        They are encoded as one text: alone, a completion would lose or double its leading space under some tokenizers.
+        """
+        prompt = prompt if self.condition else ""
+        before, whole = self.language_model.encode(prompt), self.language_model.encode(prompt + completion)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, whole, strict=False)))
+        tokens = whole[shared:][: limit - 1]
+        before = whole[:shared][max(0, shared - (limit - len(tokens))) :]
+        return before + tokens, max(len(before), 1)  # nothing precedes the very first token
 
     def _mean_log_probs(self, rows: Sequence[tuple[list[int], int]]) -> list[float]:
         """Mean log-probability of the tokens that count; NaN where there are none."""

@@ -9,23 +9,25 @@ import torch
 
 from .base import usable_references
 from .shared_state import LRUCache
-from .text_model import TextModel
+from .text_model import TextModel, text_model
 
 
 class Similarity:
     """Cosine similarity in [−1, 1] of a completion to its references or its prompt; higher is better.
 
     The embedding of a text is the mean of its last hidden states over tokens, scaled to length 1 (Reimers & Gurevych,
-    2019), as sentence-transformers computes for all-MiniLM-L6-v2. An empty completion is its special tokens alone.
+    2019), as sentence-transformers computes for all-MiniLM-L6-v2. An empty completion is its special tokens alone,
+    or one BOS token where the tokenizer adds none.
 
     Args:
         model: an encoder: "minilm" (to be fetched once), a directory or a hub id, or a `TextModel`.
         against: "references" or "prompt".
         multi: "best" or "mean" over several references.
-        **kwargs: `max_length`, `batch_size`, `device`, `dtype` of `TextModel`.
+        **kwargs: `max_length`, `batch_size`, `device`, `dtype`, `strict` of `TextModel`.
 
     Raises:
-        ValueError: unknown `against` or `multi`; when scoring against references, a text without any.
+        TypeError, ValueError, FileNotFoundError: unknown `against` or `multi`; the model is no encoder, or cannot be
+            loaded (see `TextModel`); when scoring against references, a text without any.
     """
 
     name = "similarity"
@@ -37,8 +39,8 @@ class Similarity:
             raise ValueError(f'similarity: against must be "references" or "prompt", got {against!r}')
         if multi not in ("best", "mean"):
             raise ValueError(f'similarity: multi must be "best" or "mean", got {multi!r}')
-        settings = {"max_length": 256, **kwargs}
-        self.model = model if isinstance(model, TextModel) else TextModel("encoder", model, **settings)
+        settings = kwargs if isinstance(model, TextModel) else {"max_length": 256, **kwargs}
+        self.model = text_model("encoder", model, self.name, settings)
         self.against, self.multi = against, multi
         self._embeddings = LRUCache(4096)  # of references and prompts; completions rarely come twice
 
@@ -63,6 +65,10 @@ class Similarity:
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings (n, width) of length 1."""
         return self.model.run([self.model.encode(text) for text in texts], _mean_pooled)
+
+    def load_models(self) -> None:
+        """Load the weights now instead of at the first score."""
+        self.model.load_models()
 
     def _combine(self, cosines: torch.Tensor) -> float:
         return float(cosines.max() if self.multi == "best" else cosines.mean())

@@ -47,6 +47,11 @@ class Wrapper:
         """The inner scorer's counters."""
         return dict(self.scorer.info()) if hasattr(self.scorer, "info") else {}
 
+    def load_models(self) -> None:
+        """Load the inner scorer's models, if it has any."""
+        if hasattr(self.scorer, "load_models"):
+            self.scorer.load_models()
+
     def fit_references(self, references: Sequence[Sequence[str]]) -> None:
         """Fits the inner scorer, if it fits itself to a task's references."""
         if hasattr(self.scorer, "fit_references"):
