@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from textgen_env.model_kinds import position_limit
 from textgen_env.trunk import walk
 
 
@@ -64,16 +65,17 @@ def position_switches(config: Any) -> Switches:
     return Switches(tuple(sorted(after)), every_after)
 
 
-def position_limit(config: Any) -> int | None:
-    """Tokens of the longest text a model can read, or None; dynamic NTK stretches its positions by `factor`."""
-    config = config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None:
-        return None
-    factors = [
-        float(rope.get("factor") or 1) for rope in rope_settings(config) if "dynamic" in (rope.get("rope_type") or "")
-    ]
-    return int(limit * max([1.0, *factors]))
+def text_limit(model: Any) -> int | None:
+    """Tokens of the longest text a model can read, or None.
+
+    Dynamic NTK stretches its positions as far as need be. Sparse attention that chooses among all keys of a text (Doge,
+    DeepSeek V3.2) looks ahead as soon as there are more of them than it keeps.
+    """
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("keep_window_size", "index_topk")]
+    if position_switches(model.config).every_after is None:
+        limits.append(position_limit(model))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 @contextmanager

@@ -150,16 +150,21 @@ WAYS = ("fast", "padded", "alone")  # this package's attention and products; the
 _ways: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # model -> which of WAYS it is read in
 
 
-def way_of(module: Any) -> str:
-    """The fastest way of reading whole texts that gives this model's own results; tried once, and logged if slow."""
+def way_of(module: Any, oracle: Oracle | None = None) -> str:
+    """The fastest way of reading whole texts that gives this model's own results; tried once, and logged if slow.
+
+    Raises:
+        ValueError: the model is no causal language model, see `verification.py`.
+    """
     if module not in _ways:
         with undisturbed(module):
-            _ways[module] = _ways.get(module) or _find_way(module)
+            if module not in _ways:
+                _ways[module] = _find_way(module, oracle or Oracle(module))
     return _ways[module]
 
 
-def _find_way(module: Any) -> str:
-    oracle, reasons = Oracle(module), dict[str, str]()
+def _find_way(module: Any, oracle: Oracle) -> str:
+    reasons: dict[str, str] = {}
     for way in WAYS[:-1]:
         try:
             reasons[way] = oracle.compare_texts(functools.partial(_all_logits, oracle.model, way))

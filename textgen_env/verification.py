@@ -2,15 +2,16 @@
 
 The oracle reads one unpadded text at a time, without memory and with the library's code alone. The comparison runs on
 a shadow of the model, which shares its weights but no state, and whose windows and switches of the position encoding
-are brought near, so that a dozen tokens stand on both sides of each. A model that is no oracle (an encoder–decoder, one
-that looks ahead, one that answers differently each time) is refused. Which ways there are is known in `prefix_cache.py`
-and `scoring.py`.
+are brought near, so that a dozen tokens stand on both sides of each. A model that is no oracle (an
+encoder–decoder, one that looks ahead, one that answers differently each time or not with numbers) is refused. Which
+ways there are is known in `prefix_cache.py` and `scoring.py`.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from textgen_env.position_switches import position_limit, position_switches, rope_settings, switches_once
-from textgen_env.trunk import HALF, walk
+from textgen_env.position_switches import position_switches, rope_settings, switches_once, text_limit
+from textgen_env.trunk import HALF, evaluating, walk
 from textgen_env.whole_texts import own_output
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,11 @@ LONGEST = 12  # tokens of the longest text
 WINDOW = 4  # of sliding and chunked attention in the shadow
 SWITCH = 6  # of LongRoPE in the shadow
 SHARED = 1 << 16  # buffers of more numbers than this are not copied; those that models write to are smaller
-_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
+HALF_TOLERANCE = 5e-2  # in half precision, whatever is asked for
+_WINDOWS = re.compile(  # settings that begin to matter when a text is longer
+    r"(^|_)(?<!keep_)window(_size|_len)?$|^attention_chunk_size$|^(l\w+_attn_)?chunk_length$|^local_attention$"
+    r"|^index_(topk_blocks|block_size)$"
+)
 _lock = threading.RLock()
 
 
@@ -40,7 +45,8 @@ class Oracle:
 
     Attributes:
         model: the shadow that everything is tried on.
-        texts: arrays of tokens, four of different lengths and a fifth that begins as the first does.
+        texts: arrays of tokens, four of different lengths, the last of them the longest, and a fifth that begins as the
+            first does.
 
     Raises:
         ValueError: the model cannot serve: see the module's docstring.
@@ -52,14 +58,19 @@ class Oracle:
                 f"model: {type(model).__name__} is an encoder–decoder, which reads a prompt apart from what it writes; "
                 "expected a causal (decoder-only) language model"
             )
-        self.model = shadow(model)
-        self.texts = _texts(self.model)
-        self._device = next(self.model.parameters()).device
-        self._tolerance = 5e-2 if self.model.dtype in HALF else 1e-4
+        self._device = next(model.parameters()).device
+        self._half = model.dtype in HALF
+        self.texts = _texts(model)
+        try:
+            self.model = shadow(model)
+            self._logits = [self._all_prefixes(text) for text in self.texts]
+        except Exception as error:  # whatever a model's own code raises
+            logger.debug("%s is tried with its own windows: %s", type(model).__name__, error)
+            self.model = shadow(model, near=False)
+            self._logits = self._read_all(type(model).__name__)
         self._check_itself(type(model).__name__)
-        self._logits = [self._all_prefixes(text) for text in self.texts]
 
-    def difference(self, ours: Tensor, theirs: Tensor) -> str:
+    def difference(self, ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> str:
         """How logits differ beyond rounding, "" if they don't: (n, V) each; a constant added to a row is no matter."""
         if ours.shape != theirs.shape:
             return f"{tuple(ours.shape)} logits instead of {tuple(theirs.shape)}"
@@ -70,13 +81,14 @@ class Oracle:
         ours, theirs = (x.masked_fill(~finite, 0.0) for x in (ours, theirs))
         ours, theirs = (x - x.sum(-1, keepdim=True) / finite.sum(-1, keepdim=True) for x in (ours, theirs))
         error = float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp(min=1e-12)).max())
-        return "" if error < self._tolerance else f"logits differ by {error:.1e} of their norm"
+        fine = error < (HALF_TOLERANCE if self._half else tolerance)
+        return "" if fine else f"logits differ by {error:.1e} of their norm"
 
     def after(self, text: int, length: int) -> Tensor:
         """(V,) logits after the first `length` tokens of a text."""
         return self._logits[text][length - 1]
 
-    def compare_decoding(self, next_logits: Callable[..., Tensor]) -> str:
+    def compare_decoding(self, next_logits: Callable[..., Tensor], tolerance: float = 1e-4) -> str:
         """Let a reader decode the texts side by side, called as `PrefixCache.next_logits` is; "" if all is right."""
         for asked in _script([len(text) for text in self.texts]):
             ids = np.zeros((len(asked), max(length for _, _, length in asked)), dtype=np.int64)
@@ -84,7 +96,7 @@ class Oracle:
                 ids[place, :length] = self.texts[text][:length]
             ours = next_logits(ids, [length for *_, length in asked], [row for row, *_ in asked])
             theirs = torch.stack([self.after(text, length) for _, text, length in asked])
-            if reason := self.difference(ours, theirs.to(ours.device)):
+            if reason := self.difference(ours, theirs.to(ours.device), tolerance):
                 return reason
         return ""
 
@@ -105,29 +117,34 @@ class Oracle:
         spans = position_switches(self.model.config).spans(len(text))
         return torch.cat([self._own(text[:high])[low:] for low, high in spans])
 
-    def _check_itself(self, name: str) -> None:
-        text = self.texts[-1]
-        whole = text[: position_switches(self.model.config).spans(len(text))[0][1]]
+    def _read_all(self, name: str) -> list[Tensor]:
         try:
-            first, again, part = self._own(whole), self._own(whole), self._own(whole[: -(-len(whole) // 2)])
+            return [self._all_prefixes(text) for text in self.texts]
         except Exception as error:
             raise ValueError(
-                f"model: {name} cannot read a text of {len(whole)} tokens ({type(error).__name__}: {error}); "
+                f"model: {name} cannot read a text of a few tokens ({type(error).__name__}: {error}); "
                 "expected a causal language model that needs token ids alone"
             ) from error
-        if first.isnan().any():
-            raise ValueError(f"model: {name} gives NaN for ordinary tokens; are its weights damaged?")
-        if reason := self.difference(again, first):
+
+    def _check_itself(self, name: str) -> None:
+        if any(_is_no_distribution(logits) for logits in self._logits):
+            raise ValueError(
+                f"model: {name} gives logits that are not finite for ordinary tokens; are its weights damaged?"
+            )
+        text, once = self.texts[3], self._logits[3]
+        _, end = position_switches(self.model.config).spans(len(text))[0]
+        if reason := self.difference(self._own(text[:end]), once[:end]):
             raise ValueError(f"model: {name} does not repeat its own results in evaluation mode ({reason})")
-        if reason := self.difference(part, first[: len(part)]):
+        part = self._own(text[: max(1, end * 2 // 3)])
+        if reason := self.difference(part, once[: len(part)]):
             raise ValueError(
                 f"model: {name} looks ahead: its results for a prefix change when text follows ({reason}); expected a "
                 "causal language model (BERT and its kin need config.is_decoder=True)"
             )
 
 
-def shadow(model: Any) -> Any:
-    """A model in evaluation mode with the same weights and a state of its own, whose switches are near.
+def shadow(model: Any, *, near: bool = True) -> Any:
+    """A model in evaluation mode with the same weights and a state of its own, whose switches are near if wanted.
 
     Where a model cannot be copied, it is the model itself.
     """
@@ -140,16 +157,24 @@ def shadow(model: Any) -> Any:
         logger.debug("%s is tried as it is, since it cannot be copied: %s", type(model).__name__, error)
         return model
     copied.eval()
-    _bring_near(copied)
+    if near:
+        _bring_near(copied)
     return copied
 
 
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
-    """One comparison at a time, without gradient, and torch's random numbers as they were."""
+    """One comparison at a time, without gradient, autocast and dropout, and torch's random numbers as they were."""
     device = next(model.parameters()).device
-    with _lock, torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+    plain = torch.autocast(device.type, enabled=False)
+    random = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with _lock, random, plain, torch.no_grad(), evaluating(model):
         yield
+
+
+def _is_no_distribution(logits: Tensor) -> bool:
+    """Whether no softmax can be taken of some row; -inf excludes a token."""
+    return not bool((logits < torch.inf).all() and (logits > -torch.inf).any(dim=-1).all())
 
 
 def _is_shared(part: Tensor) -> bool:
@@ -162,8 +187,8 @@ def _bring_near(model: nn.Module) -> None:
     for rope in [rope for config in configs for rope in rope_settings(config) if switches_once(rope)]:
         rope["original_max_position_embeddings"] = min(SWITCH, rope["original_max_position_embeddings"])
     for holder in [*configs, *walk(model)]:
-        for name in _WINDOWS:
-            if type(vars(holder).get(name)) is int and vars(holder)[name] > WINDOW:
+        for name, value in list(vars(holder).items()):
+            if type(value) is int and value > WINDOW and _WINDOWS.search(name):
                 setattr(holder, name, WINDOW)
 
 
@@ -179,7 +204,7 @@ def _texts(model: Any) -> list[np.ndarray]:
     size = min(int(config.vocab_size), model.get_input_embeddings().weight.shape[0])
     usable = np.array([token for token in range(min(size, 1 << 12)) if token not in special] or [0])
     rng = np.random.default_rng(0)
-    longest = min(LONGEST, position_limit(model.config) or LONGEST)
+    longest = min(LONGEST, text_limit(model) or LONGEST)
     texts = [rng.choice(usable, size=min(size, longest)) for size in (7, 4, 8, 12, 9)]
     texts[4][0] = texts[0][0]
     return texts

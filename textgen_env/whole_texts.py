@@ -22,7 +22,7 @@ Around = Callable[[Any, int], AbstractContextManager[Any]]
 
 def accepted(module: Any, **options: Any) -> dict[str, Any]:
     """Those of the options that the module's forward takes, by name or by `**kwargs`."""
-    names = _parameters(type(module))
+    names = _parameters(module.__class__)
     return options if names is None else {name: value for name, value in options.items() if name in names}
 
 
