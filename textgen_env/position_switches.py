@@ -66,16 +66,8 @@ def position_switches(config: Any) -> Switches:
 
 
 def text_limit(model: Any) -> int | None:
-    """Tokens of the longest text a model can read, or None.
-
-    Dynamic NTK stretches its positions as far as need be. Sparse attention that chooses among all keys of a text (Doge,
-    DeepSeek V3.2) looks ahead as soon as there are more of them than it keeps.
-    """
-    config = model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("keep_window_size", "index_topk")]
-    if position_switches(model.config).every_after is None:
-        limits.append(position_limit(model))
-    return min((limit for limit in limits if limit is not None), default=None)
+    """Tokens of the longest text a model can read, or None; dynamic NTK stretches its positions as far as need be."""
+    return None if position_switches(model.config).every_after is not None else position_limit(model)
 
 
 @contextmanager

@@ -112,6 +112,8 @@ def states(
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     """Hidden states (N, d) where `where` is True, and a function from indices into them to their logits.
 
+    With gradient, in row-major order. Of a body without a head (a critic) the hidden states alone mean anything.
+
     Raises:
         ValueError: the model is no causal language model, see `verification.py`.
     """
@@ -123,14 +125,6 @@ def states(
         return hidden, lambda index: _logits(inner, head, hidden[index], way)
     own = logits
     return hidden, lambda index: own[index]
-
-
-def hidden_states(body: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Last hidden states (B, T, d) of a model without its head, 0 or any at padding; with gradient."""
-    real = attention_mask.bool()
-    hidden, _ = read_texts(body, input_ids, attention_mask, real, **_options(way_of(body)))
-    grid = hidden.new_zeros(*real.shape, hidden.shape[-1])
-    return grid.masked_scatter(real.unsqueeze(-1), hidden)
 
 
 def _fast(module: Any, length: int) -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,10 @@ WINDOW = 4  # of sliding and chunked attention in the shadow
 SWITCH = 6  # of LongRoPE in the shadow
 SHARED = 1 << 16  # buffers of more numbers than this are not copied; those that models write to are smaller
 HALF_TOLERANCE = 5e-2  # in half precision, whatever is asked for
-_WINDOWS = re.compile(  # settings that begin to matter when a text is longer
+_WINDOWS = re.compile(  # settings that begin to matter when a text is longer; not those that break ties by chance
     r"(^|_)(?<!keep_)window(_size|_len)?$|^attention_chunk_size$|^(l\w+_attn_)?chunk_length$|^local_attention$"
-    r"|^index_(topk_blocks|block_size)$"
 )
+_ORIGINAL = "original_max_position_embeddings"
 _lock = threading.RLock()
 
 
@@ -184,8 +184,11 @@ def _is_shared(part: Tensor) -> bool:
 def _bring_near(model: nn.Module) -> None:
     found: list[Any] = [module.config for module in walk(model) if hasattr(module, "config")]
     configs = {id(config): config for given in found for config in (given, given.get_text_config())}.values()
-    for rope in [rope for config in configs for rope in rope_settings(config) if switches_once(rope)]:
-        rope["original_max_position_embeddings"] = min(SWITCH, rope["original_max_position_embeddings"])
+    for config in configs:
+        for rope in [rope for rope in rope_settings(config) if switches_once(rope)]:
+            rope[_ORIGINAL] = min(SWITCH, rope[_ORIGINAL])
+            if getattr(config, _ORIGINAL, None):  # some have it twice
+                setattr(config, _ORIGINAL, rope[_ORIGINAL])
     for holder in [*configs, *walk(model)]:
         for name, value in list(vars(holder).items()):
             if type(value) is int and value > WINDOW and _WINDOWS.search(name):
@@ -201,8 +204,7 @@ def _texts(model: Any) -> list[np.ndarray]:
         for name, value in vars(holder).items()
         if name.endswith(("token_id", "token_index")) and isinstance(value, int)
     }
-    size = min(int(config.vocab_size), model.get_input_embeddings().weight.shape[0])
-    usable = np.array([token for token in range(min(size, 1 << 12)) if token not in special] or [0])
+    usable = np.array([token for token in range(min(_rows(model), 1 << 12)) if token not in special] or [0])
     rng = np.random.default_rng(0)
     longest = min(LONGEST, text_limit(model) or LONGEST)
     texts = [rng.choice(usable, size=min(size, longest)) for size in (7, 4, 8, 12, 9)]
@@ -222,3 +224,11 @@ def _script(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
         [(0, 4, 6), (1, 0, 2), (2, 2, 8), (3, 3, 5)],
     ]
     return [[(row, text, min(length, lengths[text])) for row, text, length in call] for call in calls]
+
+
+def _rows(model: Any) -> int:
+    """Tokens that there are, by the configuration and by the embedding, which may have another size."""
+    sizes = [int(model.config.get_text_config().vocab_size)]
+    with suppress(NotImplementedError, AttributeError):  # parts of BART do not know theirs
+        sizes.append(model.get_input_embeddings().weight.shape[0])
+    return min(sizes)
