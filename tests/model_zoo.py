@@ -1,13 +1,20 @@
-"""Small random models of many architectures: those that decode in ways of their own, and switches of the encoding."""
+"""Small random models of many architectures, those that decode in ways of their own among them, and what they say.
+
+The oracle is `own_output`: one unpadded text, no cache, and a copy of the model that has read nothing before.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as hf
-from tiny_models import SMALL
+from tiny_models import SMALL, VOCAB
+
+LONGEST = 24  # tokens of a text
 
 PLAIN: dict[str, Any] = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
 SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
@@ -107,3 +114,25 @@ def random_of(kind: str, config: str, **settings: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return getattr(hf, kind)(getattr(hf, config)(**copy.deepcopy(settings))).eval()
+
+
+def own_output(model: Any, text: Any) -> Any:
+    """The plain forward of one text by a model that has read nothing before; with gradient where there is any."""
+    unread = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    takes_cache = {"use_cache", "kwargs"} & set(inspect.signature(unread.forward).parameters)
+    return unread(torch.as_tensor(np.asarray(text)).unsqueeze(0), **({"use_cache": False} if takes_cache else {}))
+
+
+def own_log_probs(model: Any, text: Any) -> torch.Tensor:
+    """(V,) log π of the token after a text."""
+    return own_output(model, text).logits[0, -1, :VOCAB].float().log_softmax(-1)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Texts on both sides of every switch; one response has a stretch that the agent did not write."""
+    ids = torch.randint(3, VOCAB, (4, LONGEST), generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([12, SWITCH, LONGEST, 5])
+    attention = (torch.arange(LONGEST) < lengths[:, None]).long()
+    response = attention * (torch.arange(LONGEST) >= torch.tensor([3, 2, 4, 4])[:, None]).long()
+    response[2, 10:18] = 0
+    return ids * attention, attention, response

@@ -1,58 +1,26 @@
 """Models that no fast way fits, or only in part: whatever is asked, what the model's plain forward of that text gives.
 
-The oracle is `own_log_probs`: one unpadded text, no cache, and a copy of the model that has read nothing before.
+The environment and its agents on such models are in `test_models_in_use.py`.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
-from pathlib import Path
+import threading
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode
-from model_zoo import KINDS, SWITCH, build, random_of
-from tiny_models import SMALL, VOCAB, byte_tokenizer
+from model_zoo import KINDS, LONGEST, batch, build, own_log_probs, random_of
+from tiny_models import SMALL, VOCAB
 
 from textgen_env import prefix_cache, slot_attention
-from textgen_env.agents.policy import ActorCritic, PolicyConfig
-from textgen_env.agents.ppo import PPO
-from textgen_env.agents.ppo_config import PPOConfig
-from textgen_env.integrations.networks import LMLogits
-from textgen_env.language_model import LanguageModel
 from textgen_env.position_switches import Switches, position_switches
 from textgen_env.prefix_cache import PrefixCache, path_of
-from textgen_env.scoring import predicting, response_log_probs, states, way_of
+from textgen_env.scoring import response_log_probs, way_of
 from textgen_env.verification import Oracle, undisturbed
-
-LONGEST = 24
-
-
-def own_output(model: Any, text: Any) -> Any:
-    """The plain forward of one text by a model that has read nothing before; with gradient where there is any."""
-    unread = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    takes_cache = {"use_cache", "kwargs"} & set(inspect.signature(unread.forward).parameters)
-    return unread(torch.as_tensor(np.asarray(text)).unsqueeze(0), **({"use_cache": False} if takes_cache else {}))
-
-
-def own_log_probs(model: Any, text: Any) -> torch.Tensor:
-    """(V,) log π of the token after a text."""
-    return own_output(model, text).logits[0, -1, :VOCAB].float().log_softmax(-1)
-
-
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Texts on both sides of every switch; one response has a stretch that the agent did not write."""
-    ids = torch.randint(3, VOCAB, (4, LONGEST), generator=torch.Generator().manual_seed(0))
-    lengths = torch.tensor([12, SWITCH, LONGEST, 5])
-    attention = (torch.arange(LONGEST) < lengths[:, None]).long()
-    response = attention * (torch.arange(LONGEST) >= torch.tensor([3, 2, 4, 4])[:, None]).long()
-    response[2, 10:18] = 0
-    return ids * attention, attention, response
 
 
 def expected_scores(model: Any) -> torch.Tensor:
@@ -225,6 +193,36 @@ def test_autocast_does_not_reach_the_comparison() -> None:
         assert torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.parametrize("name", ["mamba", "phi3-longrope", "llama-dynamic"])
+def test_in_inference_mode_too(name: str) -> None:
+    """The first use of all; training goes on afterwards."""
+    model, (ids, attention, response) = build(name), batch()
+    with torch.inference_mode():
+        ours = PrefixCache(model, 1, vocab_size=VOCAB).next_logits(ids[:1, :12], [12])[0].log_softmax(-1)
+        scores = response_log_probs(model, ids, attention, response, vocab_size=VOCAB).log_probs
+        torch.testing.assert_close(ours, own_log_probs(model, ids[0, :12]), atol=2e-4, rtol=0)
+    with_gradient = response_log_probs(model, ids, attention, response, vocab_size=VOCAB).log_probs
+    torch.testing.assert_close(with_gradient.detach(), scores.clone(), atol=1e-5, rtol=1e-5)
+    with_gradient.sum().backward()
+
+
+def test_threads_that_come_first_together() -> None:
+    model, found = build("mamba"), list[torch.Tensor]()
+    text = np.arange(3, 12)
+    threads = [
+        threading.Thread(target=lambda: found.append(PrefixCache(model, 1).next_logits([text], [9])[0, :VOCAB]))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = own_log_probs(model, text).detach()
+    assert len(found) == 4
+    for logits in found:
+        torch.testing.assert_close(logits.log_softmax(-1), expected, atol=1e-4, rtol=0)
+
+
 def test_a_comparison_reads_few_tokens_wherever_the_switch_is() -> None:
     """About as many as one answer: 4,096 tokens for a real switch would take a large model minutes."""
     seen: list[int] = []
@@ -278,76 +276,3 @@ def test_switches() -> None:
     assert dynamic.spans(12) == [(0, 9), (9, 10), (10, 11), (11, 12)]
     assert Switches().spans(12) == [(0, 12)]
     assert not Switches()
-
-
-# --- the environment and its agents ----------------------------------------------------------------------------------
-
-
-def saved(name: str, folder: Path) -> LanguageModel:
-    """A model over bytes in a folder."""
-    tokenizer = byte_tokenizer()
-    build(name, vocab_size=len(tokenizer) + 5).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return LanguageModel(folder)
-
-
-@pytest.mark.parametrize("name", ["mamba", "roberta", "llama-dynamic"])
-def test_the_reference_of_the_environment_is_the_models_own(name: str, tmp_path: Path) -> None:
-    model = saved(name, tmp_path)
-    task: dict[str, Any] = {"model": str(tmp_path), "prompts": ["I like cats"], "scorer": "distinct", "kl_coef": 0.1}
-    env = gym.make("textgen/TextGen-v0", **task, max_prompt_tokens=16, max_new_tokens=4)
-    observation, _ = env.reset(seed=0)
-    for action in (20, 30, 40):
-        text = observation["input_ids"][: int(observation["attention_mask"].sum())]
-        observation, _, _, _, info = env.step(action)
-        with torch.no_grad():
-            logits = own_output(model.model, text).logits[0, -1, : model.vocab_size]
-        assert info["ref_logprob"] == pytest.approx(float(logits.log_softmax(-1)[action]), abs=1e-3)
-
-
-@pytest.mark.parametrize("name", ["mamba", "roberta", "llama-dynamic", "phi3-longrope"])
-def test_ppo_samples_from_the_model_itself(name: str, tmp_path: Path) -> None:
-    """The log-probs that `collect` notes down are the plain forward's, and so are those of the reference."""
-    model = saved(name, tmp_path)
-    task: dict[str, Any] = {"model": str(tmp_path), "prompts": ["I like cats", "Dog", "a"], "scorer": "distinct"}
-    venv = gym.make_vec(
-        *("textgen/TextGen-v0", 3),
-        **task,
-        **{"max_prompt_tokens": 16, "max_new_tokens": 6, "autoreset_mode": AutoresetMode.DISABLED},
-    )
-    sizes = {"episodes": 5, "minibatch_size": 5, "micro_batch_size": 5}
-    ppo = PPO(venv, ActorCritic(model, PolicyConfig(critic="separate")), PPOConfig(**sizes, old_log_probs="sampled"))
-    rollout = ppo.collect()
-    with torch.no_grad():
-        for row, column in rollout.response_mask.nonzero().tolist():
-            logits = own_output(model.model, rollout.input_ids[row, :column]).logits[0, -1, : model.vocab_size]
-            expected = logits.log_softmax(-1)[rollout.input_ids[row, column]]
-            torch.testing.assert_close(rollout.sampled_log_probs[row, column], expected, atol=1e-3, rtol=0)
-    batch = ppo.advantages(rollout)
-    assert batch.metrics["kl_per_token"] == pytest.approx(0.0, abs=1e-3)
-    assert float(ppo.loss(batch, batch.packs[0])[1]["ratio_error"]) < 1e-3
-
-
-@pytest.mark.parametrize("name", ["mamba", "bart", "phi3-longrope", "llama-dynamic"])
-def test_a_critics_states_are_the_bodys_own(name: str) -> None:
-    body = build(name).base_model
-    ids, attention, response = batch()
-    found, _ = states(body, ids, attention, predicting(response))
-    with torch.no_grad():
-        expected = [
-            own_output(body, ids[row, :column]).last_hidden_state[0, -1] for row, column in response.nonzero().tolist()
-        ]
-    torch.testing.assert_close(found.detach(), torch.stack(expected), atol=1e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["mamba", "roberta", "xlnet"])
-def test_a_policy_in_plain_torch_is_the_models_own(name: str, tmp_path: Path) -> None:
-    model = saved(name, tmp_path)
-    ids, attention, _ = batch()
-    policy = LMLogits(model, rows=4)
-    for gradient in (False, True):
-        with torch.set_grad_enabled(gradient):
-            logits, _ = policy(ids, attention)
-        for row, length in enumerate(attention.sum(1).tolist()):
-            expected = own_output(model.model, ids[row, :length]).logits[0, -1, : model.vocab_size]
-            torch.testing.assert_close(logits[row].log_softmax(-1), expected.log_softmax(-1), atol=1e-3, rtol=0)

@@ -120,7 +120,7 @@ class PrefixCache:
                 positions; the model is no causal language model.
         """
         ids, lengths, rows = self._checked(input_ids, lengths, rows)
-        with self._context(), torch.no_grad():
+        with self._context(), torch.inference_mode(False), torch.no_grad():  # the memory counts versions
             if (signature := _signature(self.model, self._adapters)) != self._signature:
                 self.invalidate()
                 self._signature = signature

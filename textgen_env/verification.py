@@ -168,7 +168,7 @@ def undisturbed(model: Any) -> Iterator[None]:
     device = next(model.parameters()).device
     plain = torch.autocast(device.type, enabled=False)
     random = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with _lock, random, plain, torch.no_grad(), evaluating(model):
+    with _lock, random, plain, torch.inference_mode(False), torch.no_grad(), evaluating(model):
         yield
 
 
