@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from textgen_env.action_masks import ActionRules
 from textgen_env.messages import render_chat
+from textgen_env.position_switches import position_switches
 from textgen_env.stop_strings import StopStrings
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def fits_positions(model: LanguageModel, max_prompt_tokens: int, max_new_tokens:
         ValueError: it has fewer positions.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and max_prompt_tokens + max_new_tokens > positions:
+    stretches = position_switches(model.config).every_after is not None
+    if positions is not None and not stretches and max_prompt_tokens + max_new_tokens > positions:
         raise ValueError(
             f"max_prompt_tokens={max_prompt_tokens} + max_new_tokens={max_new_tokens} exceed the {positions} positions "
             f"of {model.source!r}, which has to read whole texts for the KL; shorten one of them"
