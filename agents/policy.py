@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from textgen_env.adapters import save_merged, trainable
 from textgen_env.language_model import LanguageModel
-from textgen_env.scoring import hidden_states, predicting, response_log_probs
+from textgen_env.scoring import predicting, response_log_probs, states
 from textgen_env.trunk import unwrap
+
+from .setting_checks import COUNT, COUNT_OR_ZERO, INTEGER, check, choice
 
 
 @dataclass
@@ -36,6 +38,10 @@ class PolicyConfig:
     """LoRA scale: the update is alpha / rank · B·A."""
     frozen_layers: int = 0
     """Transformer blocks, from the input up, that do not learn; any number above 0 freezes the embeddings too."""
+
+    def __post_init__(self) -> None:
+        rules = {"critic": choice("shared", "separate"), "lora_rank": COUNT_OR_ZERO, "lora_alpha": COUNT}
+        check(self, {**rules, "frozen_layers": INTEGER})  # how many there are, only the model knows
 
 
 class Evaluation(NamedTuple):
@@ -151,7 +157,7 @@ class ActorCritic(nn.Module):
     def critic_states(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
         """(N, d) last hidden states of a separate critic at the states before the response tokens; (B, T) ×3."""
         assert self.critic is not None
-        return hidden_states(self.critic, input_ids, attention_mask)[predicting(response_mask)]
+        return states(self.critic, input_ids, attention_mask, predicting(response_mask))[0]
 
     @torch.no_grad()
     def final_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ from torch.distributions import Categorical
 
 import textgen_env  # noqa: F401  registers the tasks
 from textgen_env.integrations.networks import LMHead
-from textgen_env.wrappers import VectorLMFeatures
+from textgen_env.wrappers import VectorLMFeatures, VectorScoredCutsEnd
 
 
 def main(env_id: str = "textgen/Sentiment-v0", iterations: int = 15, seed: int = 0, **task) -> tuple[float, float]:
     torch.manual_seed(seed)
-    envs = VectorLMFeatures(gym.make_vec(env_id, num_envs=16, **{"kl_coef": 0.01, **task}))
+    envs = VectorLMFeatures(VectorScoredCutsEnd(gym.make_vec(env_id, num_envs=16, **({"kl_coef": 0.01} | task))))
     envs.unwrapped.bind_policy(lambda _: dist.logits * envs.unwrapped.temperature)  # rewards hold the exact KL
     actor, critic = LMHead.of(envs), torch.nn.Linear(envs.single_observation_space.shape[0], 1)
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=1e-3)
@@ -22,7 +22,7 @@ def main(env_id: str = "textgen/Sentiment-v0", iterations: int = 15, seed: int =
             dist = Categorical(logits=actor(obs).detach())
             b_obs[t], b_action[t] = obs, dist.sample()
             b_log_prob[t] = dist.log_prob(b_action[t])
-            obs, reward, done, _, infos = envs.step(b_action[t].long().numpy())
+            obs, reward, done, _, infos = envs.step(b_action[t].long().numpy())  # cut and scored is done
             obs, b_reward[t], b_done[t] = torch.from_numpy(obs), torch.from_numpy(reward), torch.from_numpy(done)
             scores.extend(infos["final_info"]["score"][done] if done.any() else [])
         b_value, b_advantage = critic(torch.cat([b_obs, obs[None]]))[..., 0].detach(), torch.zeros(33, 16)

@@ -15,7 +15,7 @@ from compare import assert_same
 from gymnasium.error import ResetNeeded
 
 from textgen_env import LanguageModel, TextGenEnv, TextGenVectorEnv
-from textgen_env.messages import shown
+from textgen_env.notices import shown
 
 EOS = 2
 NAN, INF, HUGE = float("nan"), float("inf"), 10**9

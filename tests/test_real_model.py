@@ -56,3 +56,20 @@ def test_an_update_of_ppo(model: LanguageModel) -> None:
     assert metrics["first_ratio_error"] == 0
     after = ppo.advantages(ppo.collect())
     assert after.metrics["kl_per_token_k3"] > 0  # the actor has moved, the reference has not
+
+
+def test_a_conversation_is_answered(model: LanguageModel) -> None:
+    """The template's text is encoded as the tokenizer of transformers does it by itself, and the answer is one."""
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    scorer = {"name": "keywords", "keywords": ["Paris"]}
+    env = gym.make("textgen/TextGen-v0", model="smollm2-135m", prompts=[messages], scorer=scorer)
+    observation, info = env.reset()
+    ids = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert observation["input_ids"][: observation["attention_mask"].sum()].tolist() == ids
+    assert info["prompt"] == "What is the capital of France?"
+    cache, terminated = model.prefix_cache(1), False
+    while not terminated:
+        length = observation["attention_mask"].sum()
+        logits = cache.next_logits(observation["input_ids"][None, :length], observation["attention_mask"].sum()[None])
+        observation, reward, terminated, _, info = env.step(int(logits.argmax()))
+    assert reward == 1.0, info["text"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from textgen_env.face import RENDER_MODES, Face, as_actions, check_seed, prompt_choice
 from textgen_env.language_model import LanguageModel
-from textgen_env.messages import shown, warn_user
+from textgen_env.notices import shown, warn_user
 from textgen_env.settings import spelled_out
 
 Observation = dict[str, NDArray[Any]]
@@ -32,8 +32,9 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
 
     ## Starting State
     A prompt drawn uniformly from the set by the environment's own generator, or the one in
-    `reset(options={"prompt": text | {"prompt": …, "references": […]} | index})`. A prompt longer than
-    max_prompt_tokens is cut on the left (a BOS token stays) with a warning.
+    `reset(options={"prompt": text | messages | {"prompt": …, "references": […]} | index})`. A conversation is written
+    out by the tokenizer's chat template. A prompt longer than max_prompt_tokens is cut on the left (a BOS token stays)
+    with a warning.
 
     ## Rewards
     At the end the scorer's judgement of the whole response, in the scorer's own unit; 0 before, unless the scorer is
@@ -56,21 +57,24 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
 
     ## Information
     Each step: `reward_parts` (named, they add up to the reward exactly) and, when a reference is on, `ref_logprob`.
-    At the end also `text` (without special tokens and stop string), `prompt`, `finish_reason` ("eos", "stop",
-    "length"), `score`, `response_length` (tokens, EOS counted), `ref_logprob_sum` and, bound, `kl_sum` (nats);
-    `scorer_info` if the scorer keeps counters. `reset` returns `prompt`.
+    At the end also `text` (what the response adds to the prompt, without special tokens and stop string), `prompt`
+    (the text; of a conversation what the user said last), `finish_reason` ("eos", "stop", "length"), `score`,
+    `response_length` (tokens, EOS counted), `ref_logprob_sum` and, bound, `kl_sum` (nats); `scorer_info` if the scorer
+    keeps counters. `reset` returns `prompt`.
 
     ## Arguments
     * `model`: an embedded or fetched name, a directory, a .gguf file or a hub id (safetensors or GGUF only).
     * `reference`: likewise; default: `model`. Same vocabulary.
-    * `prompts`: list of texts or of `{"prompt", "references", …}`, a .jsonl path, the name of a set, or a mapping for
-      the `datasets` library (see `load_prompts`).
+    * `prompts`: an iterable of texts, conversations (lists of `{"role", "content"}`) or mappings `{"prompt" or
+      "messages", "references", …}`; a .jsonl or .json path, the name of a set, or a mapping for the `datasets` library
+      (see `load_prompts`).
     * `scorer`: a name, a mapping `{"name": …, options}`, or a callable
       `scorer(completions, *, prompts, references, **extra) -> Sequence[float]`.
     * `kl_coef` β ≥ 0; `kl_estimator`: "k1", "k2", "k3", or "full" (the exact sum over the vocabulary).
     * `max_prompt_tokens`, `max_new_tokens`, `min_new_tokens` (no EOS before).
-    * `stop_strings`: texts that end an episode. `forbidden_tokens`: ids or tokens that are no actions.
-      `reference_top_p`: mask all but the reference's nucleus; 1 masks none. A masked action is an error.
+    * `stop_strings`: texts that end an episode; a special token's text stands for that token. `forbidden_tokens`: ids
+      or tokens that are no actions. `reference_top_p`: mask all but the reference's nucleus; 1 masks none. A masked
+      action is an error.
     * `length_limit`: "terminate" or "truncate".
     * `temperature` > 0: divides the logits of policy and reference alike before the KL.
     * `device`, `dtype`: of the models. `render_mode`: "human", "ansi", "rgb_array".
@@ -98,7 +102,7 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
 
         Args:
             seed: restarts the generator that draws prompts.
-            options: `{"prompt": text | mapping | index}` plays a given prompt.
+            options: `{"prompt": text | messages | mapping | index}` plays a given prompt.
 
         Raises:
             TypeError, ValueError, IndexError: a seed, option or prompt that is none; nothing has changed.

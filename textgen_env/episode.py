@@ -24,17 +24,20 @@ class FinishReason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text to continue.
+    """A text to continue, or a conversation to answer.
 
     Attributes:
-        text: what the language model reads before its first token; not empty.
+        text: what the language model reads before its first token; not empty. Of a conversation, which the model reads
+            as its chat template writes it, what the user said last: what scorers and people read.
         references: texts that a good completion resembles; may be empty.
         extra: further columns of the data set, handed to the scorer as keyword arguments.
+        messages: the conversation, `{"role": …, "content": …}` each; None where the prompt is a text.
     """
 
     text: str
     references: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Mapping[str, Any], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,11 @@ class Prefixes:
     def response(self, row: int) -> NDArray[np.int64]:
         """The agent's tokens in a row, int64 (t,)."""
         return self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]]
+
+    def halves(self, row: int) -> tuple[list[int], list[int]]:
+        """The tokens of a row's prompt and those that follow it."""
+        prompt, end = int(self.prompt_lengths[row]), int(self.lengths[row])
+        return self.input_ids[row, :prompt].tolist(), self.input_ids[row, prompt:end].tolist()
 
     def observation(self, row: int | slice | NDArray[np.int64] = slice(None)) -> dict[str, NDArray[Any]]:
         """A copy of one row (L,), or of several (n, L), in the form of the observation space."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from textgen_env.engine import Engine
 from textgen_env.episode import Prompt, StepResult
 from textgen_env.language_model import LanguageModel
-from textgen_env.messages import shown, warn_user
+from textgen_env.notices import shown, warn_user
 from textgen_env.render import Frame, render_ansi, render_rgb
 from textgen_env.saved_state import entry
 from textgen_env.settings import Settings, check_choice, check_integer, check_kl_coef
@@ -82,7 +82,7 @@ class Face:
     @property
     def scorer(self) -> Any:
         """The callable that judges whole responses."""
-        return self.engine.scorer
+        return self.engine.reward.scorer
 
     @property
     def kl_coef(self) -> float:
@@ -169,12 +169,14 @@ class Face:
         """What there is to draw of a slot."""
         engine = self.engine
         prompt, reason = engine.current[row], engine.finish_reasons[row]
-        response = engine.prefixes.response(row).tolist()
+        before, response = engine.prefixes.halves(row)
         rewards, ref_log_probs, kls = (column[row, : len(response)].tolist() for column in engine.token_columns)
-        parts = dict(zip(engine.part_names, engine.potentials[row].tolist(), strict=True)) if reason else {}
+        parts = (
+            dict(zip(engine.reward.part_names, engine.reward.potentials[row].tolist(), strict=True)) if reason else {}
+        )
         return Frame(
             prompt=prompt.text if prompt else "",
-            pieces=[engine.language_model.tokenizer.decode([token]) for token in response],
+            pieces=engine.language_model.token_text.shown_pieces(before, response),
             rewards=rewards,
             ref_log_probs=_if_known(ref_log_probs),
             kls=_if_known(kls),

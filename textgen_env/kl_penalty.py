@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from textgen_env.episode import Prefixes
 from textgen_env.kl import check_estimator, estimate_kl, full_kl
-from textgen_env.messages import shown, warn_user
+from textgen_env.notices import shown, warn_user
 from textgen_env.sampling import warp_logits
 from textgen_env.vocabulary import same_vocabulary
 

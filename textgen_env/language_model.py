@@ -8,6 +8,7 @@ read, and which refused, is in `loading.py`, what a causal model is in `model_ki
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from textgen_env.loading import LOADING, Location, as_device, as_dtype, load_wei
 from textgen_env.model_kinds import check_causal, check_live_causal
 from textgen_env.prefix_cache import PrefixCache
 from textgen_env.scoring import response_log_probs
+from textgen_env.token_text import TokenText
 from textgen_env.trunk import evaluating, unwrap
 
 TOKENS_PER_BATCH = 4096  # padded tokens that `log_probs` sends through the model at a time
@@ -103,14 +105,71 @@ class LanguageModel:
         """Whether `.model` has been asked for yet."""
         return self._model is not None
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer itself adds (a BOS, if it does)."""
-        return list(self.tokenizer.encode(text, verbose=False))  # how long a text may be is for its readers to say
+    def encode(self, text: str, *, whole: bool = False) -> list[int]:
+        """Token ids of a text that is to be continued, with what the tokenizer puts in front of texts (a BOS), once.
+
+        What a tokenizer puts behind a text (EOS, [SEP]) is left out, since the text goes on; and a text that begins
+        with a BOS of its own, as chat templates write one, gets no second one.
+
+        Args:
+            text: what to encode.
+            whole: the text does not go on: what the tokenizer puts behind it stays, as a model is trained on it.
+
+        Raises:
+            ValueError: a token of it is none of the model's.
+        """
+        plain = self.encode_as_is(text)
+        front, behind = self._added_tokens
+        if plain[: len(front)] == front:
+            front = []
+        return self._checked(front) + plain + (self._checked(behind) if whole else [])
+
+    def encode_as_is(self, text: str) -> list[int]:
+        """Token ids of a text that already has all its special tokens, as one that a chat template wrote.
+
+        Raises:
+            ValueError: a token of it is none of the model's.
+        """
+        token_ids = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)  # however long it is
+        return self._checked(list(token_ids))
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of token ids; special tokens are left out and spaces are left alone."""
-        ids = [int(token) for token in token_ids]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self.token_text.decode([int(token) for token in token_ids])
+
+    def continuation(self, before: Iterable[int], after: Iterable[int]) -> str:
+        """The text that the tokens `after` add behind the tokens `before`: decode(before + after) less decode(before).
+
+        Not the same as decode(after), from which some tokenizers strip the leading space. See `TokenText`.
+        """
+        return self.token_text.continuation([int(token) for token in before], [int(token) for token in after])
+
+    @cached_property
+    def token_text(self) -> TokenText:
+        """The decoder of this tokenizer."""
+        return TokenText(self.tokenizer)
+
+    @cached_property
+    def _added_tokens(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts in front of any text and behind it."""
+        plain, marked = (self.tokenizer.encode("a", add_special_tokens=added) for added in (False, True))
+        for at in range(len(marked) - len(plain) + 1):
+            if plain and marked[at : at + len(plain)] == plain:
+                return list(marked[:at]), list(marked[at + len(plain) :])
+        ends = {*self.eos_token_ids, self.tokenizer.eos_token_id, self.tokenizer.sep_token_id}
+        at = next((at for at, token in enumerate(marked) if token in ends), len(marked))  # "a" is no text to it
+        return list(marked[:at]), list(marked[at:])
+
+    def _checked(self, token_ids: list[int]) -> list[int]:
+        """The same ids, if the model has a row for each."""
+        outside = [token for token in token_ids if token >= self.vocab_size]
+        if outside:
+            raise ValueError(
+                f"{self.tokenizer.convert_ids_to_tokens(outside[0])!r} is token {outside[0]} of the tokenizer, but "
+                f"{self.source!r} has {self.vocab_size} tokens; if it was added to the tokenizer, give the model a row "
+                "for it, once: model.resize_token_embeddings(len(tokenizer))"
+            )
+        return token_ids
 
     def prefix_cache(self, rows: int) -> PrefixCache:
         """A memory of `rows` prefixes for next-token logits; loads the weights."""

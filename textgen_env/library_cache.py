@@ -12,12 +12,20 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from textgen_env.trunk import Trunk
+from textgen_env.whole_texts import accepted, states_and_logits
+
 
 class LibraryReader:
-    """Keeps the `DynamicCache` of the last batch that was read."""
+    """Keeps the `DynamicCache` of the last batch that was read.
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    Args:
+        model: a causal LM of transformers.
+        trunk: its two halves, if it can be taken apart.
+    """
+
+    def __init__(self, model: Any, trunk: Trunk | None) -> None:
+        self._model, self._trunk = model, trunk
         self._rows = np.zeros(0, dtype=np.int64)
         self._cache: DynamicCache | None = None
         self._mask = torch.zeros(0)
@@ -45,12 +53,18 @@ class LibraryReader:
             self._mask = torch.from_numpy((shift >= 0).astype(np.int64)).to(device)
             positions = torch.from_numpy(np.maximum(shift, 0)).to(device)
         self._rows = rows
-        output = self._model(
-            input_ids=tokens,
-            attention_mask=self._mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            output_hidden_states=True,
-        )
-        return output.logits[:, -1], output.hidden_states[-1][:, -1]
+        module = self._model if self._trunk is None else self._trunk.body
+        options: dict[str, Any] = {
+            "attention_mask": self._mask,
+            "position_ids": positions,
+            "past_key_values": self._cache,
+        }
+        if self._trunk is None:
+            options["output_hidden_states"] = True
+        output = module(input_ids=tokens, **accepted(module, use_cache=True, **options))
+        hidden, logits = states_and_logits(module, output)
+        hidden = hidden[:, -1]
+        if logits is not None:
+            return logits[:, -1], hidden
+        assert self._trunk is not None
+        return self._trunk.head(hidden), hidden

@@ -1,8 +1,9 @@
 """Next-token logits of a batch of prefixes, at the cost of the tokens that are new since the last call.
 
 `PrefixCache` is a pure function of its input with a memory: it compares each prefix with what that row held, reads
-what differs and remembers the rest. What to read is decided here; how is `slot_attention.py`'s affair, or, for models
-it does not know, `library_cache.py`'s. Sampling is in `sampling.py`.
+what differs and remembers the rest. What to read is decided here, and in which way; how is `slot_attention.py`'s
+affair, or, for models it does not know, `library_cache.py`'s, or `scoring.py`'s where nothing can be kept. Sampling is
+in `sampling.py`.
 """
 
 from __future__ import annotations
@@ -19,15 +20,26 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from textgen_env.library_cache import LibraryReader
+from textgen_env.position_switches import fresh_frequencies, position_switches, text_limit
+from textgen_env.scoring import states, way_of
 from textgen_env.slot_attention import SlotStore, UnsupportedModel, read
-from textgen_env.trunk import Trunk, evaluating, split, unwrap, walk
+from textgen_env.trunk import evaluating, split, unwrap, walk
+from textgen_env.verification import ROWS, Oracle, undisturbed
 from textgen_env.wide_products import wide_products
 
 logger = logging.getLogger(__name__)
 
-_eligible: WeakKeyDictionary[nn.Module, bool] = (
-    WeakKeyDictionary()
-)  # model -> slot attention gives the model's own results
+PATHS_IN_WORDS = {
+    "slots": "slot attention",
+    "library": "the library's own cache",
+    "whole": "reading each prefix anew at every step",
+}
+PATHS = tuple(PATHS_IN_WORDS)  # from fast to faithful
+TOLERANCES = {"slots": 1e-4, "library": 2e-5}  # what the library keeps may drift as a text grows (NemotronH)
+TOKENS_AT_A_TIME = 1 << 12  # padded tokens in a forward pass that reads prefixes anew; bounds memory
+
+_eligible: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # model -> slot attention gives its own results
+_fallback: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # model -> which path does, slots left aside
 
 
 class PrefixCache:
@@ -38,6 +50,10 @@ class PrefixCache:
     that bypass torch's version counters without moving the data (`p.data.add_(…)`, numpy views) need `invalidate()`.
     Logits come from the model in evaluation mode, whatever mode it is in.
 
+    A prefix is read in the first of three ways that gives the model's own results (see `verification.py`): slot
+    attention, the library's cache, or all of it anew at every step. Where the position encoding depends on the length
+    of the whole text, prefixes on different sides of a switch are read apart, and one that crosses it is read anew.
+
     Args:
         model: a causal LM of transformers, or one wrapped by peft.
         rows: how many prefixes are held.
@@ -45,6 +61,7 @@ class PrefixCache:
         context: entered around each use of the model, e.g. `model.disable_adapter` for the reference policy of a LoRA
             model.
         fast: False leaves the work to the library's own cache.
+        path: one of `PATHS`, whether it fits the model or not; None finds out.
     """
 
     def __init__(
@@ -55,14 +72,16 @@ class PrefixCache:
         vocab_size: int | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         fast: bool = True,
+        path: str | None = None,
     ) -> None:
         if rows < 1:
             raise ValueError(f"rows: expected at least 1, got {rows}")
         self.model, self.rows, self.vocab_size = model, rows, vocab_size
         self._context = context
         self._inner = unwrap(model)
-        self._limit: int | None = getattr(self._inner.config.get_text_config(), "max_position_embeddings", None)
-        self._fast = fast
+        self._limit = text_limit(self._inner)
+        self._switches = position_switches(self._inner.config)
+        self._fast, self._path = fast, path
         self._signature: object = None
         self.invalidate()
 
@@ -70,11 +89,12 @@ class PrefixCache:
         """Forget everything; the memory is given back."""
         self._store = SlotStore(self.rows)
         self._copies: dict[int, torch.Tensor] = {}  # weights widened for decoding, see `wide_products.py`
-        self._library: LibraryReader | None = None
+        self._library: dict[int, LibraryReader] | None = None  # one for each side of a switch
         self._tokens = np.zeros((self.rows, 0), dtype=np.int64)
         self._held = np.zeros(self.rows, dtype=np.int64)  # tokens of each row whose keys and values are stored
         self._memo = Memo(self.rows)
-        self._adapter = next((module for module in self.model.modules() if hasattr(module, "_disable_adapters")), None)
+        adapters = [module for module in self.model.modules() if hasattr(module, "_disable_adapters")]
+        self._adapters = list({type(module): module for module in adapters}.values())  # those of a kind switch together
 
     def next_logits(self, input_ids: Any, lengths: Any, rows: Any = None) -> torch.Tensor:
         """Raw logits (n, vocab_size) float32 of the token after each prefix; see `next_logits_and_hidden`."""
@@ -97,11 +117,11 @@ class PrefixCache:
 
         Raises:
             ValueError: a shape is wrong, a row repeats or does not exist, a prefix is empty or longer than the model's
-                positions.
+                positions; the model is no causal language model.
         """
         ids, lengths, rows = self._checked(input_ids, lengths, rows)
-        with self._context(), torch.no_grad():
-            if (signature := _signature(self.model, self._adapter)) != self._signature:
+        with self._context(), torch.inference_mode(False), torch.no_grad():  # the memory counts versions
+            if (signature := _signature(self.model, self._adapters)) != self._signature:
                 self.invalidate()
                 self._signature = signature
             starts = self._common_prefix(ids, lengths, rows)
@@ -115,6 +135,8 @@ class PrefixCache:
         """How many leading tokens of each prefix its row already holds."""
         width = min(ids.shape[1], self._tokens.shape[1])
         shared = np.minimum(lengths, self._held[rows])
+        if self._switches:  # what lies on the other side has other keys
+            shared[self._switches.side(self._held[rows]) != self._switches.side(lengths)] = 0
         differs = (ids[:, :width] != self._tokens[rows, :width]) & (np.arange(width) < shared[:, None])
         return np.where(differs.any(axis=1), differs.argmax(axis=1), shared) if width else shared
 
@@ -123,20 +145,53 @@ class PrefixCache:
         if self._tokens.shape[1] < ids.shape[1]:
             self._tokens = np.pad(self._tokens, ((0, 0), (0, ids.shape[1] - self._tokens.shape[1])))
         self._held[rows] = 0  # until the read has succeeded
+        path = self._path or path_of(self._inner, self._fast)
         with evaluating(self._inner), wide_products(self._inner, self._copies):
-            trunk = split(self.model)
-            if trunk is not None and self._fast and eligible(self._inner, trunk):
-                columns = np.arange(ids.shape[1])
-                new = ids[(columns >= starts[:, None]) & (columns < lengths[:, None])]
-                in_use = int(self._held.max())
-                hidden = read(trunk, self._inner.config, self._store, new, rows, starts, lengths - starts, in_use)
-                logits = trunk.head(hidden)
+            if path == "whole" or not self._switches:
+                logits, hidden = self._read_side(path, 0, ids, lengths, rows, starts)
             else:
-                self._library = self._library or LibraryReader(self._inner)
-                logits, hidden = self._library.read(ids, lengths, rows, starts)
+                logits, hidden = self._read_by_side(path, ids, lengths, rows, starts)
         self._tokens[rows, : ids.shape[1]] = ids
         self._held[rows] = lengths
         self._memo.put(rows, logits[:, : self.vocab_size].float(), hidden)
+
+    def _read_by_side(
+        self, path: str, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, starts: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        sides = np.where(self._switches.alone(lengths), -1, self._switches.side(lengths))
+        members = [np.flatnonzero(sides == side) for side in np.unique(sides)]
+        parts = [
+            self._read_side(
+                "whole" if sides[part[0]] < 0 else path,
+                int(sides[part[0]]),
+                ids[part, : lengths[part].max()],
+                *(array[part] for array in (lengths, rows, starts)),
+            )
+            for part in members
+        ]
+        back = torch.from_numpy(np.concatenate(members).argsort())
+        logits, hidden = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return logits[back.to(logits.device)], hidden[back.to(hidden.device)]
+
+    def _read_side(
+        self, path: str, side: int, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, starts: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (n, V) and hidden states (n, d) of prefixes that may share a forward pass."""
+        if path == "whole":
+            return read_whole(self._inner, ids, lengths)
+        trunk = split(self._inner)
+        with fresh_frequencies(self._inner, self._switches):
+            if path == "library":
+                self._library = {} if self._library is None else self._library
+                reader = self._library.setdefault(side, LibraryReader(self._inner, trunk))
+                return reader.read(ids, lengths, rows, starts)
+            if trunk is None:
+                raise UnsupportedModel("it cannot be taken apart into body and head")
+            columns = np.arange(ids.shape[1])
+            new = ids[(columns >= starts[:, None]) & (columns < lengths[:, None])]
+            in_use = int(self._held.max())
+            hidden = read(trunk, self._inner.config, self._store, new, rows, starts, lengths - starts, in_use)
+        return trunk.head(hidden), hidden
 
     def _checked(self, input_ids: Any, lengths: Any, rows: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ids, lengths = _integers(input_ids), _integers(lengths)
@@ -197,15 +252,23 @@ def _integers(values: Any) -> np.ndarray:
     )
 
 
-def _signature(model: nn.Module, adapter: Any) -> object:
-    """Changes when parameters are written, moved or exchanged, or adapters (one layer is given) are switched."""
+def _signature(model: nn.Module, adapters: list[nn.Module]) -> object:
+    """Changes when parameters are written, moved or exchanged, or adapters (a layer of each kind is given) switched."""
     parameters = [
         (parameter.data_ptr(), parameter._version)
         for module in walk(model)
         for parameter in module._parameters.values()
         if parameter is not None
     ]
-    return parameters, adapter and (adapter.disable_adapters, tuple(adapter.active_adapters), adapter.merged)
+    states = [
+        (
+            getattr(layer, "disable_adapters", None),
+            *getattr(layer, "active_adapters", ()),
+            getattr(layer, "merged", None),
+        )
+        for layer in adapters
+    ]
+    return parameters, states
 
 
 def _note_fused_step(optimiser: torch.optim.Optimizer, *_: Any) -> None:
@@ -218,46 +281,64 @@ def _note_fused_step(optimiser: torch.optim.Optimizer, *_: Any) -> None:
 register_optimizer_step_post_hook(_note_fused_step)
 
 
-def eligible(inner: nn.Module, trunk: Trunk) -> bool:
-    """Whether slot attention gives this model's own hidden states; found out once, by trying, and logged if not."""
-    if inner not in _eligible:
-        reason = _difference(inner, trunk)
-        if reason:
-            logger.warning(
-                "%s: decoding falls back to the library's own cache, which is slower (%s)", type(inner).__name__, reason
-            )
-        _eligible[inner] = not reason
-    return _eligible[inner]
+def read_whole(inner: Any, ids: np.ndarray, lengths: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read right-padded prefixes (n, L) from the first token on: logits (n, V) and hidden states (n, d) at the last."""
+    device = next(inner.parameters()).device
+    logits, hidden = [], []
+    for part in np.array_split(np.arange(len(ids)), -(-ids.size // TOKENS_AT_A_TIME)):
+        if len(part):
+            columns = np.arange(lengths[part].max())
+            mask = (columns < lengths[part, None]).astype(np.int64)
+            tensors = (ids[part][:, columns], mask, columns == lengths[part, None] - 1)
+            found, logits_at = states(inner, *(torch.from_numpy(array).to(device) for array in tensors))
+            logits.append(logits_at(torch.arange(len(found), device=device)))
+            hidden.append(found)
+    return torch.cat(logits), torch.cat(hidden)
 
 
-def _difference(inner: Any, trunk: Trunk) -> str:
-    """Why slot attention does not fit; empty if it does: three slots start, all go on, one of them jumps."""
-    config = inner.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if not getattr(inner, "_supports_attention_backend", False) or kinds - {"full_attention", "sliding_attention"}:
-        return f"layers {sorted(kinds)}, exchangeable attention: {getattr(inner, '_supports_attention_backend', False)}"
-    rng = np.random.default_rng(0)
-    store, held = SlotStore(3), [rng.integers(config.vocab_size, size=size) for size in (5, 1, 3)]
-    starts = np.zeros(3, dtype=np.int64)
+def path_of(inner: Any, fast: bool = True) -> str:
+    """The first of `PATHS` (fast=False: the second) that gives the model's own logits; tried once, logged if slow.
+
+    Raises:
+        ValueError: the model is no causal language model.
+    """
+    if fast and _eligible.get(inner):
+        return "slots"
+    if inner not in _fallback:
+        with undisturbed(inner):
+            if inner not in _fallback and not (fast and _eligible.get(inner)):
+                return _find_path(inner, fast)
+    return _fallback[inner]
+
+
+def _find_path(inner: Any, fast: bool) -> str:
+    oracle, reasons = Oracle(inner), []
+    way_of(inner, oracle)  # while the oracle is at hand
+    for path in PATHS[:-1] if fast else PATHS[1:-1]:
+        reason = _why_not(oracle, path)
+        if path == "slots":
+            _eligible[inner] = not reason
+        if not reason:
+            break
+        reasons.append(f"{PATHS_IN_WORDS[path]}: {reason}")
+    else:
+        path = "whole"
+    if path != "slots":
+        _fallback[inner] = path
+    if reasons:
+        told = (type(inner).__name__, PATHS_IN_WORDS[path], "; ".join(reasons))
+        logger.warning("%s: decoding falls back to %s, which is slower (%s)", *told)
+    return path
+
+
+def _why_not(oracle: Oracle, path: str) -> str:
+    """Why a path does not fit the model; empty if it does."""
+    inner = oracle.model
+    kinds = set(getattr(inner.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    exchangeable = getattr(inner, "_supports_attention_backend", False)
+    if path == "slots" and (not exchangeable or kinds - {"full_attention", "sliding_attention"}):
+        return f"layers {sorted(kinds)}, exchangeable attention: {exchangeable}"
     try:
-        for step in range(3):
-            counts = np.array([len(tokens) for tokens in held]) - starts
-            tokens = np.concatenate([tokens[start:] for tokens, start in zip(held, starts, strict=True)])
-            ours = read(trunk, inner.config, store, tokens, np.arange(3), starts, counts)
-            theirs = [_last_state(trunk, tokens, ours.device) for tokens in held]
-            error = float((ours - torch.stack(theirs)).float().norm() / torch.stack(theirs).float().norm())
-            if not error < (1e-4 if ours.dtype == torch.float32 else 5e-2):
-                return f"hidden states differ by {error:.1e} of their norm"
-            starts = np.array([len(tokens) for tokens in held])
-            held = [np.append(tokens, rng.integers(config.vocab_size)) for tokens in held]
-            if step == 1:  # keeps one token, then goes elsewhere
-                held[0], starts[0] = np.append(held[0][:1], rng.integers(config.vocab_size, size=3)), 1
-    except (UnsupportedModel, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        return oracle.compare_decoding(PrefixCache(inner, ROWS, path=path).next_logits, TOLERANCES[path])
+    except Exception as error:  # whatever a model's own code raises
         return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def _last_state(trunk: Trunk, tokens: np.ndarray, device: torch.device) -> torch.Tensor:
-    return trunk.body(input_ids=torch.from_numpy(tokens).to(device).unsqueeze(0), use_cache=False).last_hidden_state[
-        0, -1
-    ]

@@ -6,8 +6,12 @@ caching and loading live elsewhere (`sampling.py`, `prefix_cache.py`, `language_
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -16,8 +20,12 @@ from torch.utils.checkpoint import checkpoint
 from textgen_env.grouped_attention import best_attention
 from textgen_env.sampling import warp_logits
 from textgen_env.token_log_probs import token_log_probs
-from textgen_env.trunk import Trunk, split, unwrap
+from textgen_env.trunk import Transform, split, unwrap
+from textgen_env.verification import Oracle, undisturbed
+from textgen_env.whole_texts import is_body, read_texts
 from textgen_env.wide_products import wide_products
+
+logger = logging.getLogger(__name__)
 
 TOKENS_PER_CHUNK = 1024  # rows of the head's output that are in memory at a time: 200 MB in float32 at 49k tokens
 
@@ -102,31 +110,82 @@ def predicting(response_mask: torch.Tensor) -> torch.Tensor:
 def states(
     model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, where: torch.Tensor
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """Hidden states (N, d) where `where` is True, and a function from indices into them to their logits."""
-    inner, trunk = unwrap(model), split(model)
-    if trunk is not None:
-        hidden = hidden_states(trunk.body, input_ids, attention_mask)[where]
-        return hidden, lambda index: _logits(inner, trunk, hidden[index])
-    # an unknown head: the model's own logits, all of them
-    output = _run(inner, input_ids, attention_mask, output_hidden_states=True)
-    logits = output.logits[where]
-    return output.hidden_states[-1][where], lambda index: logits[index]
+    """Hidden states (N, d) where `where` is True, and a function from indices into them to their logits.
+
+    With gradient, in row-major order. Of a body without a head (a critic) the hidden states alone mean anything.
+
+    Raises:
+        ValueError: the model is no causal language model, see `verification.py`.
+    """
+    inner = unwrap(model)
+    way = way_of(inner)
+    module, head = _halves(inner)
+    hidden, logits = read_texts(module, input_ids, attention_mask, where, **_options(way))
+    if logits is None:
+        return hidden, lambda index: _logits(inner, head, hidden[index], way)
+    own = logits
+    return hidden, lambda index: own[index]
 
 
-def hidden_states(body: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Last hidden states (B, T, d) of a model without its head, in the fastest way that is known; with gradient."""
-    hidden: torch.Tensor = _run(body, input_ids, attention_mask).last_hidden_state
-    return hidden
+def _fast(module: Any, length: int) -> AbstractContextManager[Any]:
+    stack = ExitStack()
+    stack.enter_context(best_attention(module, length))
+    stack.enter_context(wide_products(module))
+    return stack
 
 
-def _run(module: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
-    with best_attention(module, input_ids.shape[1]), wide_products(module):
-        return module(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options)
+def _options(way: str) -> dict[str, Any]:
+    """Of `read_texts`."""
+    options: dict[str, dict[str, Any]] = {"fast": {"around": _fast}, "padded": {}, "alone": {"alone": True}}
+    return options[way]
 
 
-def _logits(inner: nn.Module, trunk: Trunk, hidden: torch.Tensor) -> torch.Tensor:
-    with wide_products(inner):
-        return trunk.head(hidden)
+WAYS = ("fast", "padded", "alone")  # this package's attention and products; the library's; without padding
+_ways: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # model -> which of WAYS it is read in
+
+
+def way_of(module: Any, oracle: Oracle | None = None) -> str:
+    """The fastest way of reading whole texts that gives this model's own results; tried once, and logged if slow.
+
+    Raises:
+        ValueError: the model is no causal language model, see `verification.py`.
+    """
+    if module not in _ways:
+        with undisturbed(module):
+            if module not in _ways:
+                _ways[module] = _find_way(module, oracle or Oracle(module))
+    return _ways[module]
+
+
+def _find_way(module: Any, oracle: Oracle) -> str:
+    reasons: dict[str, str] = {}
+    for way in WAYS[:-1]:
+        try:
+            reasons[way] = oracle.compare_texts(functools.partial(_all_logits, oracle.model, way))
+        except Exception as error:  # whatever a model's own code raises
+            reasons[way] = f"{type(error).__name__}: {error}"
+        if not reasons[way]:
+            return way
+    told = "; ".join(f"{way}: {reason}" for way, reason in reasons.items())
+    logger.warning("%s: scoring reads one text at a time, which is slower (%s)", type(module).__name__, told)
+    return WAYS[-1]
+
+
+def _all_logits(inner: Any, way: str, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    module, head = _halves(inner)
+    hidden, logits = read_texts(module, input_ids, attention_mask, attention_mask.bool(), **_options(way))
+    return _logits(inner, head, hidden, way) if logits is None else logits
+
+
+def _halves(inner: Any) -> tuple[Any, Transform]:
+    """What is run, and what makes logits of its hidden states; nothing does if it makes them itself or is a body."""
+    trunk = None if is_body(inner) else split(inner)
+    return (inner, lambda hidden: hidden) if trunk is None else (trunk.body, trunk.head)
+
+
+def _logits(inner: nn.Module, head: Transform, hidden: torch.Tensor, way: str) -> torch.Tensor:
+    with wide_products(inner) if way == "fast" else nullcontext():
+        return head(hidden)
 
 
 def _check_batch(input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from textgen_env.kl import KL_ESTIMATORS, KLEstimator, check_estimator
 from textgen_env.loading import DTYPES
-from textgen_env.messages import shown
+from textgen_env.notices import shown
 from textgen_env.prompts import PromptSource
 
 if TYPE_CHECKING:

@@ -153,6 +153,8 @@ def slot_attention(
     unknown = sorted(name for name, given in kwargs.items() if name not in _HARMLESS and given is not None)
     if unknown or kwargs.get("is_causal") is False or not hasattr(module, "layer_idx"):
         raise UnsupportedModel(f"attention of {type(module).__name__} asks for {unknown or 'no causal layer index'}")
+    if attention_mask is not None and attention_mask.numel() > 1:  # not the one that `read` gave to the model
+        raise UnsupportedModel(f"{type(module).__name__} makes a mask or bias of its own")
     keys, values = plan.store.write(module.layer_idx, plan, key, value)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     stream = (query[0] * scaling).transpose(0, 1)  # (T, heads, head_dim)

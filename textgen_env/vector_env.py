@@ -15,7 +15,8 @@ from textgen_env.engine import Rows
 from textgen_env.episode import Prompt, StepResult
 from textgen_env.face import RENDER_MODES, Face, as_actions, check_seed, prompt_choice
 from textgen_env.language_model import LanguageModel
-from textgen_env.messages import shown, warn_user
+from textgen_env.messages import is_conversation
+from textgen_env.notices import shown, warn_user
 from textgen_env.settings import spelled_out
 
 Observations = dict[str, NDArray[Any]]
@@ -78,7 +79,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         Args:
             seed: one integer s (slot i gets s + i), or one a slot; restarts the slots' generators.
             options: `{"prompt": one for all, or a list with one a slot, "reset_mask": bool (n,)}`; a prompt is a text,
-                a mapping or an index. With a list, a None entry draws that slot's prompt.
+                a conversation, a mapping or an index. With a list, a None entry draws that slot's prompt.
 
         Raises:
             TypeError, ValueError, IndexError: a seed, option or prompt that is none; nothing has changed.
@@ -124,7 +125,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
     def _prompt_choices(self, options: dict[str, Any] | None) -> list[Prompt | None]:
         """The prompt that each slot is given, or None where it is to draw one."""
         choice = prompt_choice(options, ("prompt", "reset_mask"))
-        if not isinstance(choice, (list, tuple)):
+        if not isinstance(choice, (list, tuple)) or is_conversation(choice):
             return [None if choice is None else self.engine.named_prompt(choice)] * self.num_envs
         if len(choice) != self.num_envs:
             raise ValueError(f"options['prompt'] has {len(choice)} entries; it needs one for each of {self.num_envs}")

@@ -265,7 +265,7 @@ def test_a_bandit_is_solved(make_venv: MakeVenv, word_model: Path, seed):
     """One token, reward 1 for the word "g": found and held within 15 updates."""
 
     def is_g(completions: list[str], **_: Any) -> list[float]:
-        return [float(text == "g") for text in completions]
+        return [float(text.strip() == "g") for text in completions]
 
     venv = make_venv(num_envs=32, prompts=["a"], scorer=is_g, max_new_tokens=1)
     policy = ActorCritic(LanguageModel(word_model))

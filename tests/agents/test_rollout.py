@@ -32,7 +32,7 @@ def test_exactly_so_many_whole_trajectories(make_venv: MakeVenv, word_model: Pat
     for row in range(episodes):
         response = rollout.input_ids[row][rollout.response_mask[row].bool()].tolist()
         prompt = rollout.input_ids[row][(rollout.attention_mask - rollout.response_mask)[row].bool()].tolist()
-        assert model.decode(response) == rollout.texts[row]
+        assert model.continuation(prompt, response) == rollout.texts[row]
         assert prompt == model.encode(rollout.prompts[row])
         assert (response[-1] == 0) == (rollout.finish_reasons[row] == "eos")
         assert 0 not in response[:-1]

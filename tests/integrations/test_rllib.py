@@ -62,6 +62,15 @@ def test_the_environment_is_the_batched_face_in_rllibs_autoreset_mode(task: dict
         make_env(task)
 
 
+def test_a_scored_cut_is_an_end(task: dict[str, Any]) -> None:
+    """RLlib adds the value behind an episode that is truncated, none behind one that is terminated."""
+    rules = {"length_limit": "truncate", "max_new_tokens": 3, "forbidden_tokens": [EOS], "masks": True}
+    module = RLModuleSpec(LMHeadModule, model_config={"model": task["reference"]})
+    episodes = sample(ppo({**task, **rules}, module), 8)
+    assert [len(episode) for episode in episodes] == [3] * len(episodes)
+    assert all(episode.is_terminated and not episode.is_truncated for episode in episodes)
+
+
 def test_masked_tokens_are_never_sampled(task: dict[str, Any]) -> None:
     rules = {"min_new_tokens": 3, "forbidden_tokens": list(range(5, 259)), "masks": True}
     module = RLModuleSpec(LMHeadModule, model_config={"model": task["reference"]})

@@ -264,3 +264,25 @@ def test_missing_library_says_which_extra_to_install() -> None:
         code = f"import sys; sys.modules[{library!r}] = None; import textgen_env.integrations.{module}"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "pip install 'textgen_env[sb3]'" in done.stderr.splitlines()[-1]
+
+
+RULES: list[dict[str, Any]] = [{"min_new_tokens": 2}, {"forbidden_tokens": [5]}, {"reference_top_p": 0.9}]
+
+
+@pytest.mark.parametrize("rules", RULES, ids=str)
+def test_algorithms_without_masks_are_refused_before_they_play(arguments: dict[str, Any], rules: dict) -> None:
+    policy = {"policy_kwargs": {"model": arguments["model"]}, "n_steps": 4, "batch_size": 8}
+    with pytest.raises(ValueError, match=r"not asked for action_masks\(\).*use MaskablePPO"):
+        PPO(LMActorCriticPolicy, make(arguments | rules, 2), **policy).learn(8)
+    core = TextGenEnv(**arguments, **rules)
+    for venv in (make(arguments | rules, 2), DummyVecEnv([lambda: core])):
+        with pytest.raises(ValueError, match="PPO knows no action masks.*use MaskablePPO"):
+            PPO(LMActorCriticPolicy, venv, **policy).learn(8, callback=KLPenaltyCallback(0.1))
+    top_k = SB3VecEnv(VectorLMFeatures(VectorTopKActions(make(arguments | rules, 2).venv, 3)))
+    PPO("MlpPolicy", top_k, n_steps=4, batch_size=8).learn(8)  # which offers no masked token
+
+
+@pytest.mark.parametrize("algorithm", [DQN, QRDQN])
+def test_algorithms_that_value_actions_say_what_they_need(arguments: dict[str, Any], algorithm: Any) -> None:
+    with pytest.raises(TypeError, match=r"is an actor-critic.*MlpPolicy.*TopKActions"):
+        algorithm(LMActorCriticPolicy, make(arguments, 2), policy_kwargs={"model": arguments["model"]}, buffer_size=10)

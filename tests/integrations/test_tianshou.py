@@ -15,7 +15,8 @@ from load_example import load_example, run_page
 from small_task import EOS, batched
 from tianshou.algorithm.algorithm_base import policy_within_training_step
 from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
-from tianshou.algorithm.modelfree.reinforce import DiscreteActorPolicy
+from tianshou.algorithm.modelfree.reinforce import DiscreteActorPolicy, Reinforce
+from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch, Collector, VectorReplayBuffer
 
 import textgen_env  # noqa: F401
@@ -72,6 +73,25 @@ def test_the_collector_gets_whole_episodes(task: dict[str, Any], amount: dict[st
     np.testing.assert_allclose(data.rew, data.info.score)  # no KL was asked for
     assert (data.rew[~data.done] == 0).all()
     env.close()
+
+
+def test_a_scored_cut_is_an_end(task: dict[str, Any]) -> None:
+    """Tianshou's returns go on with the value behind a cut; here a value of 100 must not get in."""
+    limits = {"length_limit": "truncate", "max_new_tokens": 3, "forbidden_tokens": [EOS]}
+    env = TianshouVectorEnv(VectorLMFeatures(batched({**task, **limits})))
+    policy = uniform(env)
+    collector = Collector(policy, env, VectorReplayBuffer(120, 3))
+    collector.reset()
+    collector.collect(n_step=90)
+    batch, indices = collector.buffer.sample(0)
+    assert batch.terminated.sum() == 30
+    assert not batch.truncated.any()
+    hundred = np.full(len(batch), 100.0)
+    algorithm = Reinforce(policy=policy, optim=AdamOptimizerFactory())
+    returns, _ = algorithm.compute_episodic_return(
+        batch, collector.buffer, indices, v_s_=hundred, v_s=hundred, gamma=1.0, gae_lambda=1.0
+    )
+    np.testing.assert_allclose(returns, np.repeat(batch.info.score[batch.done], 3))
 
 
 def test_masked_tokens_are_never_sampled(task: dict[str, Any]) -> None:

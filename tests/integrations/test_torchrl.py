@@ -11,9 +11,12 @@ import torch
 
 pytest.importorskip("torchrl")
 
+from gymnasium.wrappers import TimeLimit
 from load_example import load_example, run_page
 from small_task import EOS, batched, single
+from torchrl.envs import GymEnv
 from torchrl.envs.utils import check_env_specs
+from torchrl.objectives.value import TDLambdaEstimator
 
 import textgen_env  # noqa: F401
 from textgen_env import LanguageModel
@@ -124,6 +127,36 @@ def test_a_face_that_resets_itself_is_refused(task: dict[str, Any]) -> None:
         make_env(gym.make_vec("textgen/TextGen-v0", num_envs=2, **task))
     with pytest.raises(ValueError, match="kl_estimator='full'"):
         make_env(single({**task, "kl_coef": 0.1, "kl_estimator": "full"}))
+
+
+@pytest.mark.parametrize("build", [single, batched, lambda task: VectorLMFeatures(batched(task))])
+def test_a_scored_cut_is_an_end(task: dict[str, Any], build: Any) -> None:
+    """TorchRL's value estimators go on past `done` without `terminated`; here a value of 100 must not get in."""
+    env = make_env(build({**task, "length_limit": "truncate", "max_new_tokens": 3, "min_new_tokens": 3}))
+    data = env.rollout(9, break_when_any_done=False).reshape(-1, 9)
+    assert data["next", "done"].any()
+    assert (data["next", "terminated"] == data["next", "done"]).all()
+    assert not data["next", "truncated"].any()
+    data["state_value"] = data["next", "state_value"] = torch.full_like(data["next", "reward"], 100.0)
+    estimator = TDLambdaEstimator(gamma=1.0, lmbda=1.0, value_network=None)
+    returns = estimator.value_estimate(data)
+    torch.testing.assert_close(returns.unflatten(1, (3, 3)), data["next", "score"][:, 2::3, None].expand(-1, -1, 3, -1))
+
+
+@pytest.mark.filterwarnings("ignore:.*cut")
+def test_a_limit_outside_is_a_cut(task: dict[str, Any]) -> None:
+    env = make_env(TimeLimit(single({**task, "length_limit": "truncate"}), 2))
+    env.set_seed(0)
+    data = env.rollout(2)
+    assert data["next", "truncated"].squeeze(-1).tolist() == [False, True]
+    assert not data["next", "terminated"].any()
+
+
+@pytest.mark.filterwarnings("ignore:.*policy is unknown")
+def test_torchrls_own_way_to_make_an_environment(task: dict[str, Any]) -> None:
+    data = GymEnv("textgen/TextGen-v0", categorical_action_encoding=True, **task).rollout(5)
+    assert data["next", "done"][-1]
+    assert GymEnv("textgen/Sentiment-v0").rollout(3)["action"].shape[0] <= 3
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -52,6 +52,15 @@ def test_reward_function_hands_over_texts_tokens_references_and_further_columns(
     assert reward.__name__ == "scorer"
 
 
+def test_scorers_get_conversations_whole() -> None:
+    seen: dict[str, Any] = {}
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]
+    reward = RewardFunction(lambda completions, **columns: seen.update(columns) or [0.0] * len(completions))
+    reward([chat, "plain"], ["a", "b"], [[5], [5]])
+    assert seen["prompts"] == ["p", "plain"]
+    assert seen["messages"] == [chat, None]
+
+
 @pytest.mark.parametrize(
     ("conversation", "text"),
     [

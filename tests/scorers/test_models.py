@@ -119,6 +119,12 @@ def test_pairs_and_chats(bert) -> None:
     chat = Classifier(live, label=1, text="chat")
     ids = tokenizer("[user]Hi?[assistant]Ho!", add_special_tokens=False, return_tensors="pt")
     assert call_scorer(chat, ["Ho!"], prompts=["Hi?"]) == pytest.approx(model(**ids).logits.softmax(-1)[:, 1].tolist())
+    conversation = [{"role": "system", "content": "Brief."}, {"role": "user", "content": "Hi?"}]
+    both = chat(["Ho!", "Ho!"], prompts=["Hi?", "Hi?"], messages=[conversation, None])
+    ids = tokenizer(["[system]Brief.[user]Hi?[assistant]Ho!"], add_special_tokens=False, return_tensors="pt")
+    assert both[0] == pytest.approx(model(**ids).logits.softmax(-1)[0, 1].item())
+    assert both[1] == pytest.approx(chat(["Ho!"], prompts=["Hi?"])[0])
+    assert both[0] != pytest.approx(both[1])
     assert copy.deepcopy(chat)(["Ho!"], prompts=["Hi?"]) == pytest.approx(chat(["Ho!"], prompts=["Hi?"]))
     pair = tokenizer("Hi?", "Ho!", return_tensors="pt")
     expected = model(**pair).logits.softmax(-1)[:, 1].tolist()

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from textgen_env.messages import warn_user
+from textgen_env.notices import warn_user
 
 __all__ = ["Deb", "FetchError", "Package", "Wheel", "extract", "run_quietly"]
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from textgen_env.language_model import LanguageModel
+from textgen_env.scoring import states
 from textgen_env.trunk import Trunk, split
 
 
@@ -61,7 +62,7 @@ class LMLogits(nn.Module):
         super().__init__()
         self.model = language_model.model
         self.temperature = temperature
-        self._trunk, self._vocab_size = _trunk(language_model), language_model.vocab_size
+        self._vocab_size = language_model.vocab_size
         self._cache = language_model.prefix_cache(rows)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,9 +74,9 @@ class LMLogits(nn.Module):
             logits, hidden = self._cache.next_logits_and_hidden(ids, lengths)
         else:
             width = int(lengths.max())
-            states = self._trunk.body(ids[:, :width], attention_mask=mask[:, :width], use_cache=False).last_hidden_state
-            hidden = states[torch.arange(len(ids)), lengths.long() - 1]
-            logits = self._trunk.head(hidden)[:, : self._vocab_size].float()
+            last = torch.arange(width, device=ids.device) == lengths.unsqueeze(1) - 1
+            hidden, logits_at = states(self.model, ids[:, :width], mask[:, :width], last)
+            logits = logits_at(torch.arange(len(ids), device=ids.device))[:, : self._vocab_size].float()
         return (logits / self.temperature).reshape(*batch, -1), hidden.float().reshape(*batch, -1)
 
 

@@ -21,7 +21,7 @@ from textgen_env.integrations.networks import LMHead
 from textgen_env.kl import estimate_kl
 from textgen_env.language_model import LanguageModel
 from textgen_env.tasks import register_tasks
-from textgen_env.wrappers import VectorLMFeatures, VectorTopKActions
+from textgen_env.wrappers import VectorLMFeatures, VectorScoredCutsEnd, VectorTopKActions
 
 try:
     from ray.rllib.connectors.connector_v2 import ConnectorV2
@@ -42,7 +42,7 @@ def make_env(config: Mapping[str, Any]) -> VectorEnv:
 
     Returns:
         An environment that observes `LMFeatures`, in the autoreset mode that RLlib expects (NextStep), with its KL left
-        to `KLPenalty`.
+        to `KLPenalty`. A response that the length limit cut and scored is terminated, so that no value is added to it.
 
     Raises:
         ValueError: RLlib did not ask for the vector entry point.
@@ -55,7 +55,7 @@ def make_env(config: Mapping[str, Any]) -> VectorEnv:
     task = arguments.pop("id", "textgen/Sentiment-v0")
     tokens: Any = gym.make_vec(task, autoreset_mode="NextStep", **arguments)
     tokens.unwrapped.delegate_kl(report_ref_logprob=tokens.unwrapped.kl_coef > 0)
-    env: VectorEnv = VectorLMFeatures(tokens)
+    env: VectorEnv = VectorLMFeatures(VectorScoredCutsEnd(tokens))
     env = env if top_k is None else VectorTopKActions(env, top_k)
     return MaskedObservations(env) if masks else env
 

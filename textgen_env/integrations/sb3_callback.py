@@ -6,12 +6,14 @@ arithmetic is `textgen_env.kl`'s.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 
+from textgen_env.integrations.sb3_vec_env import UNMASKED, masks_tokens
 from textgen_env.kl import FixedKLCoefficient, KLCoefficient, estimate_kl, k3
 
 
@@ -34,7 +36,7 @@ class KLPenaltyCallback(BaseCallback):
 
     Raises:
         ValueError: an unknown estimator or "full"; a policy at another temperature than the environment's; an
-            algorithm that keeps no log-probabilities.
+            algorithm that keeps no log-probabilities, or knows no action masks where the environment masks tokens.
     """
 
     def __init__(
@@ -53,6 +55,9 @@ class KLPenaltyCallback(BaseCallback):
         wanted = environment.get_attr("temperature")[0]
         if getattr(policy, "temperature", wanted) != wanted:
             raise ValueError(f"temperature={policy.temperature} of the policy differs from the environment's {wanted}")
+        name = type(self.model).__name__
+        if masks_tokens(environment) and "action_masks" not in inspect.signature(self.model.predict).parameters:
+            raise ValueError(UNMASKED.format(f"{name} knows no action masks"))
         environment.env_method("delegate_kl", True)
         if len(self._slots) != environment.num_envs or self.locals.get("reset_num_timesteps", True):
             self._slots = np.zeros((environment.num_envs, 2))  # KL and penalty of the running responses

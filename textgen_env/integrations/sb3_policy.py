@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from textgen_env.adapters import trainable
 from textgen_env.integrations.sb3_buffer import check_tokens
 from textgen_env.language_model import LanguageModel
-from textgen_env.messages import warn_user
+from textgen_env.notices import warn_user
 from textgen_env.prefix_cache import PrefixCache
 from textgen_env.sampling import sample, warp_logits
 from textgen_env.scoring import predicting, response_log_probs, states
@@ -108,6 +108,20 @@ class LanguageModelMixin:
             "optimizer_kwargs": self.optimizer_kwargs,
             **self.options,
         }
+
+    @property
+    def q_net(self) -> nn.Module:
+        """What DQN asks a policy for; a language model values no actions.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{type(self).__name__} is an actor-critic, for PPO, A2C, TRPO and MaskablePPO. DQN and QR-DQN value every "
+            'action: use "MlpPolicy" on LMFeatures(TopKActions(env, k), candidates=k) of textgen_env.wrappers'
+        )
+
+    quantile_net = q_net  # what QR-DQN asks for
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that learn: TRPO asks each for a gradient, and optimisers need no others."""

@@ -13,6 +13,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+UNMASKED = (
+    "{}, but forbidden_tokens, min_new_tokens or reference_top_p mask tokens here, and a masked token is an error: use "
+    "MaskablePPO of sb3-contrib, TopKActions, or leave these arguments out"
+)
+
 
 class SB3VecEnv(VecEnv):
     """A `gymnasium.vector.VectorEnv` that Stable-Baselines3 trains on: one process, one batch a step.
@@ -28,7 +33,8 @@ class SB3VecEnv(VecEnv):
         venv: with `autoreset_mode` SAME_STEP, as `gym.make_vec("textgen/…", num_envs=n)` makes it, and wrappers.
 
     Raises:
-        ValueError: another autoreset mode, which SB3 does not know.
+        ValueError: another autoreset mode, which SB3 does not know; at the first step, an environment that masks tokens
+            and an algorithm that has not asked for the masks, which would fail at the first masked token that it draws.
     """
 
     def __init__(self, venv: VectorEnv) -> None:
@@ -39,6 +45,7 @@ class SB3VecEnv(VecEnv):
         self._actions: NDArray[np.int64] = np.zeros(venv.num_envs, dtype=np.int64)
         self._returns = np.zeros(venv.num_envs)
         self._lengths = np.zeros(venv.num_envs, dtype=np.int64)
+        self._masks_known = False
         super().__init__(venv.num_envs, venv.single_observation_space, venv.single_action_space)
 
     # --- playing ------------------------------------------------------------------------------------------------------
@@ -66,6 +73,8 @@ class SB3VecEnv(VecEnv):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Take the actions (n,)."""
+        if not self._masks_known and masks_tokens(self):
+            raise ValueError(UNMASKED.format("who steps this environment has not asked for action_masks()"))
         self._actions = np.asarray(actions).reshape(self.num_envs, *(self.action_space.shape or ()))
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -122,6 +131,7 @@ class SB3VecEnv(VecEnv):
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """Call a method of the batched environment once; a result with one entry a slot is handed out by slot."""
+        self._masks_known |= method_name == "action_masks"
         result = getattr(self._holder(method_name), method_name)(*args, **kwargs)
         by_slot = isinstance(result, (np.ndarray, list, tuple)) and len(result) == self.num_envs
         return [result[row] if by_slot else result for row in self._rows(indices)]
@@ -163,3 +173,12 @@ def unbatch(infos: dict[str, Any], rows: int) -> list[dict[str, Any]]:
         for row in present:
             separate[row][key] = values[row]
     return separate
+
+
+def masks_tokens(environment: VecEnv) -> bool:
+    """Whether actions are tokens of which some are masked; `TopKActions` offers none of those."""
+    try:
+        engine = environment.get_attr("engine")[0]
+    except AttributeError:  # single faces behind another vectorised environment, which has no masks to ask for
+        return False
+    return engine.restricted and environment.action_space.n == engine.language_model.vocab_size  # type: ignore[attr-defined]

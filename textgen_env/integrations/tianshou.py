@@ -15,6 +15,7 @@ from torch import nn
 
 from textgen_env.kl import estimate_kl
 from textgen_env.vector_env import REST
+from textgen_env.wrappers import VectorScoredCutsEnd
 
 try:
     from tianshou.data.collector import StepHook
@@ -31,7 +32,8 @@ class TianshouVectorEnv(BaseVectorEnv):
 
     Observations are those of the environment, or, with `masks`, Tianshou's form for masked actions: `obs.obs` and
     `obs.mask`. `info` holds numbers alone: `env_id`, `ref_logprob` (0 without a reference) and `score` (0 until the
-    end). The KL is left to `KLPenaltyHook`.
+    end). The KL is left to `KLPenaltyHook`. A response that the length limit cut and scored is terminated here, so that
+    Tianshou adds no value to its score.
 
     Args:
         env: made with autoreset_mode="Disabled", since Tianshou resets slots by itself.
@@ -46,7 +48,8 @@ class TianshouVectorEnv(BaseVectorEnv):
         mode = core.autoreset_mode
         if mode is not AutoresetMode.DISABLED:
             raise ValueError(f'autoreset_mode={mode.value!r} must be "Disabled": Tianshou resets slots by itself')
-        self.env, self.core, self.masks = env, core, masks
+        self.env: VectorEnv = VectorScoredCutsEnd(env)
+        self.core, self.masks = core, masks
         core.delegate_kl(report_ref_logprob=core.kl_coef > 0)
         self.env_num, self.is_async, self.is_closed = env.num_envs, False, False
         self._ended = np.ones(env.num_envs, dtype=np.bool_)

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 from torch import nn
 
 from textgen_env.kl import estimate_kl
+from textgen_env.wrappers import ScoredCutsEnd, VectorScoredCutsEnd
 
 try:
     from tensordict import TensorDictBase
@@ -31,7 +32,8 @@ def make_env(env: gym.Env | gym.vector.VectorEnv, *, log_prob_key: str = "action
 
     Its tensordicts have the observation (`input_ids`, `attention_mask`, `response_mask`; `observation` after
     `LMFeatures`), `action_mask` bool (…, actions), `ref_logprob` (…, 1) when a reference is on, `score` (…, 1), 0 until
-    an episode is done, and, with kl_coef > 0, `kl` (…, 1): the reward holds −kl_coef·kl.
+    an episode is done, and, with kl_coef > 0, `kl` (…, 1): the reward holds −kl_coef·kl. A response that the length
+    limit cut and scored is terminated here, so that no value is added to its score.
 
     Args:
         env: the single face, or the batched one with autoreset_mode="Disabled", as TorchRL prefers it.
@@ -43,9 +45,12 @@ def make_env(env: gym.Env | gym.vector.VectorEnv, *, log_prob_key: str = "action
     mode = getattr(env.unwrapped, "autoreset_mode", AutoresetMode.DISABLED)
     if mode is not AutoresetMode.DISABLED:
         raise ValueError(f'autoreset_mode={mode.value!r} must be "Disabled": TorchRL resets finished slots by itself')
-    if isinstance(env, gym.vector.VectorWrapper):
-        env.autoreset_mode = mode  # type: ignore[attr-defined]  # TorchRL asks the outermost wrapper
     core: Any = env.unwrapped
+    if isinstance(env, gym.vector.VectorEnv):
+        env = VectorScoredCutsEnd(env)
+        env.autoreset_mode = mode  # type: ignore[attr-defined]  # TorchRL asks the outermost wrapper
+    else:
+        env = ScoredCutsEnd(env)
     penalised = core.kl_coef > 0
     core.delegate_kl(report_ref_logprob=penalised)
     keys = ["score"] + (["ref_logprob"] if penalised else [])

@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from textgen_env.episode import FinishReason
-from textgen_env.messages import shown
+from textgen_env.notices import shown
 from textgen_env.prompts import PromptSource, load_prompts, prompt_as_dict
 from textgen_env.scorers import get_scorer
 from textgen_env.scorers.answers import Scores, add_applying, scorer_name
 from textgen_env.scorers.base import raw_parts
+from textgen_env.vocabulary import tokenize_prompt
 
 try:
     import datasets
@@ -63,6 +64,11 @@ class RewardFunction:
             TypeError: a prompt or completion is neither text nor conversation.
         """
         extra = {key: column for key, column in columns.items() if key not in NOT_COLUMNS}
+        conversations = [
+            None if isinstance(prompt, str) else _messages(prompt, "prompts", row) for row, prompt in enumerate(prompts)
+        ]
+        if any(messages is not None and len(messages) > 1 for messages in conversations):  # more than their last texts
+            extra.setdefault("messages", conversations)
         if self.eos_token_ids:
             extra["finish_reasons"] = [self._finish_reason(ids) for ids in completion_ids]
         parts = raw_parts(
@@ -88,16 +94,21 @@ def _text(value: Any, column: str, row: int) -> str:
     """A text, or that of a conversation's last message; a message that only calls tools has none."""
     if isinstance(value, str):
         return value
-    messages = [value] if isinstance(value, Mapping) else value
-    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
-        raise TypeError(
-            f"{column}[{row}] must be a text or a list of messages with role and content, got {shown(value)}"
-        )
+    messages = _messages(value, column, row)
     content = (messages[-1].get("content") if messages else None) or ""
     if isinstance(content, str):
         return content
     parts = [part if isinstance(part, Mapping) else {"text": part} for part in content]
     return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def _messages(value: Any, column: str, row: int) -> list[Any]:
+    messages = [value] if isinstance(value, Mapping) else value
+    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+        raise TypeError(
+            f"{column}[{row}] must be a text or a list of messages with role and content, got {shown(value)}"
+        )
+    return list(messages)
 
 
 def prompt_dataset(prompts: PromptSource) -> datasets.Dataset:
@@ -161,9 +172,9 @@ def config_arguments(env: Any) -> dict[str, Any]:
 def _check_prompt_lengths(env: Any) -> None:
     """TRL does not cut prompts, and a response after a longer prompt would not be the environment's."""
     for index, prompt in enumerate(env.prompts):
-        length = len(env.language_model.encode(prompt.text))
-        if length > env.max_prompt_tokens:
+        token_ids, excess = tokenize_prompt(env.language_model, prompt, env.max_prompt_tokens)
+        if excess:
             raise ValueError(
-                f"prompts[{index}] has {length} tokens, more than max_prompt_tokens={env.max_prompt_tokens}; TRL does "
-                "not cut prompts: raise max_prompt_tokens, or leave such prompts out"
+                f"prompts[{index}] has {len(token_ids) + excess} tokens, more than max_prompt_tokens="
+                f"{env.max_prompt_tokens}; TRL does not cut prompts: raise max_prompt_tokens, or leave such prompts out"
             )

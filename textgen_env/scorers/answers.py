@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
-from textgen_env.messages import shown
+from textgen_env.notices import shown
 
 Scores = list[float | None]
 """n numbers, `None` where a scorer does not apply."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from textgen_env.messages import shown
+from textgen_env.notices import shown
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -30,7 +30,8 @@ class Classifier:
         label: name or index of the label; needed when there is more than one.
         output: "probability", "log_probability" or "logit".
         text: what is scored: "prompt+completion" joined as they are, "completion" alone, the "pair" of both as two
-            segments, or "chat", the tokenizer's chat template with a user's and an assistant's turn.
+            segments, or "chat", the tokenizer's chat template with the prompt, as the user's turn or, where it is a
+            conversation, all its messages, and the completion as the assistant's turn.
         name: name in errors and reward parts.
         **kwargs: `max_length`, `batch_size`, `device`, `dtype`, `strict` of `TextModel`.
 
@@ -59,9 +60,17 @@ class Classifier:
         if text == "chat" and not self.model.tokenizer.chat_template:
             raise ValueError(f'{name}: text="chat" needs a chat template, which the tokenizer of {model!r} has not')
 
-    def __call__(self, completions: Sequence[str], *, prompts: Sequence[str], **_: Any) -> list[float]:
+    def __call__(
+        self,
+        completions: Sequence[str],
+        *,
+        prompts: Sequence[str],
+        messages: Sequence[Sequence[dict[str, Any]] | None] | None = None,
+        **_: Any,
+    ) -> list[float]:
         column = self._column()
-        encodings = [self._encode(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        rows = zip(prompts, completions, messages or [None] * len(completions), strict=True)
+        encodings = [self._encode(*row) for row in rows]
         return self.model.run(encodings, lambda outputs, _: self._read(outputs.logits.float(), column)).tolist()
 
     def _read(self, logits: torch.Tensor, column: int) -> torch.Tensor:
@@ -74,10 +83,10 @@ class Classifier:
             log_prob = logits.log_softmax(-1)[:, column]
         return log_prob if self.output == "log_probability" else log_prob.exp()
 
-    def _encode(self, prompt: str, completion: str) -> Encoding:
+    def _encode(self, prompt: str, completion: str, messages: Sequence[dict[str, Any]] | None) -> Encoding:
         """Token ids of what is scored."""
         if self.text == "chat":
-            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+            turns = [*(messages or [{"role": "user", "content": prompt}]), {"role": "assistant", "content": completion}]
             text = self.model.tokenizer.apply_chat_template(turns, tokenize=False)
             return self.model.encode(text, add_special_tokens=False)  # the template writes them
         if self.text == "pair":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -78,14 +79,16 @@ class Fluency:
         self.language_model.model  # noqa: B018
 
     def _encode(self, prompt: str, completion: str, limit: int) -> tuple[list[int], int]:
-        """Token ids of prompt and completion, and how many of them come before the first that counts."""
-        before = self.language_model.encode(prompt if self.condition else "")
-        if before and before[-1] in self.language_model.eos_token_ids and len(before) > 1:
-            before = before[:-1]  # some tokenizers end every text
-        tokens = self.language_model.tokenizer.encode(completion, add_special_tokens=False)[: limit - 1]
-        room = limit - len(tokens)
-        before = before[max(0, len(before) - room) :]
-        return before + list(tokens), max(len(before), 1)  # nothing precedes the very first token
+        """Token ids of prompt and completion, and how many of them come before the first that counts.
+
+        They are encoded as one text: alone, a completion would lose or double its leading space under some tokenizers.
+        """
+        prompt = prompt if self.condition else ""
+        before, whole = self.language_model.encode(prompt), self.language_model.encode(prompt + completion)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, whole, strict=False)))
+        tokens = whole[shared:][: limit - 1]
+        before = whole[:shared][max(0, shared - (limit - len(tokens))) :]
+        return before + tokens, max(len(before), 1)  # nothing precedes the very first token
 
     def _mean_log_probs(self, rows: Sequence[tuple[list[int], int]]) -> list[float]:
         """Mean log-probability of the tokens that count; NaN where there are none."""

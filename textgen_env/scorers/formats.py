@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 
-from textgen_env.messages import shown
+from textgen_env.notices import shown
 
 from .answers import ScorerError
 from .json_text import find_json, read_json

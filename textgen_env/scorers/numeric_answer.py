@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 
-from textgen_env.messages import shown
+from textgen_env.notices import shown
 
 from .base import usable_references
 from .number_text import NUMBER, Number, tidied, value_of, values_in

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from textgen_env.messages import shown
+from textgen_env.notices import shown
 
 from .answers import scorer_name
 from .arguments import check_arguments, close_to

@@ -15,12 +15,16 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 
-class ScoredCutsEnd(gym.Wrapper):
+class ScoredCutsEnd(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Report a cut whose score is paid as terminated, for `DummyVecEnv`, CleanRL's loops and their like.
 
     Args:
-        env: the single environment, with any wrappers; a `TimeLimit` belongs outside of this one.
+        env: the single environment, with any wrappers.
     """
+
+    def __init__(self, env: gym.Env) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """See the wrapped environment."""
