@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from textgen_env.messages import shown
+from textgen_env.notices import shown
 
 from .answers import Scores, add_applying, add_parts, applying, scorer_name, times
 from .base import part_names, raw_parts, score_parts, select_rows
