@@ -69,7 +69,7 @@ class TextGenEnv(Face, gym.Env[Observation, np.int64]):
       "messages", "references", …}`; a .jsonl or .json path, the name of a set, or a mapping for the `datasets` library
       (see `load_prompts`).
     * `scorer`: a name, a mapping `{"name": …, options}`, or a callable
-      `scorer(completions, *, prompts, references, **extra) -> Sequence[float]`.
+      `scorer(completions, *, prompts, references, **extra) -> Sequence[float | None]`.
     * `kl_coef` β ≥ 0; `kl_estimator`: "k1", "k2", "k3", or "full" (the exact sum over the vocabulary).
     * `max_prompt_tokens`, `max_new_tokens`, `min_new_tokens` (no EOS before).
     * `stop_strings`: texts that end an episode; a special token's text stands for that token. `forbidden_tokens`: ids
