@@ -186,6 +186,24 @@ def test_comparing_leaves_everything_as_it_was() -> None:
             assert set(vars(rope)) == set(frequencies[2])
 
 
+@pytest.mark.parametrize("name", ["llama-dynamic", "gemma3-dynamic"])
+def test_reading_leaves_the_models_frequencies_as_they_were(name: str) -> None:
+    """Whoever uses the model beside us sees nothing of the texts that we read, before they have read one and after."""
+    model = build(name)
+    rope = model.base_model.rotary_emb
+    for _ in range(2):
+        state = {key: copy.deepcopy(value) for key, value in [*vars(rope).items(), *rope.named_buffers()]}
+        PrefixCache(model, 1).next_logits([list(range(3, 3 + LONGEST))], [LONGEST])
+        response_log_probs(model, *batch(), vocab_size=VOCAB)
+        after = dict([*vars(rope).items(), *rope.named_buffers()])
+        assert after.keys() == state.keys()
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor | int | float):
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(after[key]))
+        with torch.no_grad():
+            model(torch.arange(3, 19).unsqueeze(0), use_cache=False)
+
+
 def test_autocast_does_not_reach_the_comparison() -> None:
     model = build("mistral-window")
     with torch.autocast("cpu", dtype=torch.bfloat16):
