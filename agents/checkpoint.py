@@ -1,29 +1,52 @@
-"""Writing what must survive a kill at any moment, and reading it back.
+"""Numbered checkpoints that prove themselves when they are read: SHA-256 of every byte, number and settings.
 
-What lives here: nested states ↔ one folder of JSON and safetensors (never a pickle), numbered checkpoints, and folders
-and files that are replaced as a whole. What does not: what belongs into a state (each trainer's ``state_dict``).
+What lives here: nested states ↔ one folder of JSON and safetensors (never a pickle), and the choice of the newest
+checkpoint that can be read. What does not: what belongs into a state (each trainer's ``state_dict``), replacing folders
+as a whole (``files.py``).
 
-Every write goes to a temporary name first, reaches the disk, and is then renamed: a name that exists is complete.
+A checkpoint is a folder named by its update: ``tensors.safetensors``, ``state.json``, ``digest.json``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .files import recover_folder, replace_file, replace_folder
+
+__all__ = [
+    "CheckpointError",
+    "latest_checkpoint",
+    "prune_checkpoints",
+    "read_newest",
+    "read_state",
+    "recover_folder",
+    "replace_file",
+    "replace_folder",
+    "save_checkpoint",
+    "write_state",
+]
+
+KEPT = 2  # the newest, and the one before in case that the newest is damaged
 _TENSOR = "__tensor__"
+_FILES = ("tensors.safetensors", "state.json")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, or belongs to another run; the message names the file."""
 
 
 def save_checkpoint(folder: Path, update: int, state: Mapping[str, Any]) -> Path:
-    """Write ``folder/<update>`` atomically, then delete the older ones.
+    """Write ``folder/<update>`` atomically, then delete all but it and the one before.
 
     Args:
         folder: where the run keeps its checkpoints.
@@ -31,12 +54,17 @@ def save_checkpoint(folder: Path, update: int, state: Mapping[str, Any]) -> Path
         state: nested mappings and lists of tensors, numbers, texts, booleans and None.
     """
     target = folder / f"{update:08d}"
-    older = _numbered(folder)
-    replace_folder(target, lambda path: write_state(path, state))
-    for path in older:
-        if path != target:
-            shutil.rmtree(path)
+    replace_folder(target, lambda path: _write(path, state, update))
+    prune_checkpoints(folder, update)
     return target
+
+
+def prune_checkpoints(folder: Path, update: int) -> None:
+    """Keep the two newest up to ``update``; later ones are such as could not be read when the run went on."""
+    keep = [path for path in _numbered(folder) if int(path.name) <= update][-KEPT:]
+    for path in _numbered(folder):
+        if path not in keep:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -44,16 +72,62 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(_numbered(folder), default=None)
 
 
+def read_newest(
+    folder: Path, settings: Mapping[str, Any], say: Callable[[str], None] = print
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole and of this run, and its state; None if there is none at all.
+
+    Args:
+        folder: where the run keeps its checkpoints.
+        settings: what ``state["settings"]`` must be.
+        say: told of each checkpoint that was passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none can be used; names them all.
+    """
+    faults = []
+    for path in reversed(_numbered(folder)):
+        try:
+            state = read_state(path)
+            _check_settings(path, state, settings)
+        except CheckpointError as error:
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            say(f"{fault}; going on from {path} instead")
+        return path, state
+    if faults:
+        raise CheckpointError("no checkpoint can be used: " + "; ".join(faults))
+    return None
+
+
+def _check_settings(path: Path, state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    theirs = state.get("settings")
+    theirs = theirs if isinstance(theirs, Mapping) else {}
+    other = sorted(name for name in {*theirs, *settings} if theirs.get(name) != settings.get(name))
+    if other:
+        pairs = ", ".join(f"{name}={theirs.get(name)!r} there, {settings.get(name)!r} here" for name in other[:3])
+        raise CheckpointError(f"{path} belongs to another run ({pairs})")
+
+
 def _numbered(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
+    """Oldest first."""
+    if not folder.is_dir():
+        return []
+    numbered = (path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+    return sorted(numbered, key=lambda path: int(path.name))
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a nested state into a folder: ``state.json``, with its tensors in ``tensors.safetensors``.
+    """Write a nested state into a folder: JSON, its tensors beside it, and a digest of both.
 
     Raises:
         TypeError: something that is neither JSON nor a tensor.
     """
+    _write(path, state, None)
+
+
+def _write(path: Path, state: Mapping[str, Any], update: int | None) -> None:
     tensors: dict[str, Tensor] = {}
 
     def strip(value: Any, name: str) -> Any:
@@ -69,6 +143,9 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     tree = strip(state, "state")
     save_file(tensors or {"empty": torch.zeros(1)}, path / "tensors.safetensors")
     (path / "state.json").write_text(json.dumps(tree), encoding="utf-8")
+    record: dict[str, Any] = {"update": update, "sha256": {name: _sha256(path / name) for name in _FILES}}
+    record["own"] = _digest_of(record)
+    (path / "digest.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -76,60 +153,58 @@ def read_state(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: not a checkpoint.
+        CheckpointError: a file is missing, or is not what was written; a numbered folder has another's number.
     """
-    if not (path / "state.json").is_file():
-        raise FileNotFoundError(f"{path} is no checkpoint: it has no state.json")
-    tensors = load_file(path / "tensors.safetensors")
-
-    def restore(value: Any) -> Any:
-        if isinstance(value, dict):
-            return tensors[value[_TENSOR]] if _TENSOR in value else {k: restore(v) for k, v in value.items()}
-        return [restore(entry) for entry in value] if isinstance(value, list) else value
-
-    state: dict[str, Any] = restore(json.loads((path / "state.json").read_text(encoding="utf-8")))
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is no checkpoint: there is no such folder")
+    _verify(path)
+    try:
+        tensors = load_file(path / "tensors.safetensors")
+        state = _restore(json.loads((path / "state.json").read_text(encoding="utf-8")), tensors)
+    except (ValueError, KeyError, SafetensorError) as error:  # the digest was made for it, but not by `write_state`
+        raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / 'state.json'} holds a {type(state).__name__}, not a mapping")
     return state
 
 
-def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a new folder that takes the place of ``target``; a kill leaves the old one or the new."""
-    recover_folder(target)
-    fresh, old = _beside(target, "tmp"), _beside(target, "old")
-    fresh.mkdir(parents=True)
-    write(fresh)
-    for file in fresh.rglob("*"):
-        _sync(file)
-    if target.exists():
-        target.rename(old)
-    fresh.rename(target)
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def _restore(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[str(value[_TENSOR])]
+        return {key: _restore(entry, tensors) for key, entry in value.items()}
+    return [_restore(entry, tensors) for entry in value] if isinstance(value, list) else value
 
 
-def recover_folder(target: Path) -> None:
-    """Clear up after a kill in `replace_folder`: bring back the old folder if the new one had not taken its place."""
-    fresh, old = _beside(target, "tmp"), _beside(target, "old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    if old.exists() and not target.exists():
-        old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def replace_file(target: Path, text: str) -> None:
-    """Write a text file as a whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = _beside(target, "tmp")
-    fresh.write_text(text, encoding="utf-8")
-    _sync(fresh)
-    os.replace(fresh, target)
-
-
-def _beside(target: Path, suffix: str) -> Path:
-    return target.with_name(f".{target.name}.{suffix}")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _verify(path: Path) -> None:
+    """Compare the files of a checkpoint with its digest."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        record = json.loads((path / "digest.json").read_text(encoding="utf-8"))
+        own, update, digests = record.pop("own"), record["update"], dict(record["sha256"])
+    except OSError as error:
+        raise CheckpointError(f"{path} is no whole checkpoint: digest.json: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path / 'digest.json'} is damaged: {type(error).__name__}: {error}") from error
+    if own != _digest_of(record):
+        raise CheckpointError(f"{path / 'digest.json'} is damaged: its own SHA-256 is not {own!r}")
+    if update is not None and str(update).zfill(8) != path.name:
+        raise CheckpointError(f"{path} was written as checkpoint {update!r}, not {path.name}")
+    for name in _FILES:
+        try:
+            digest = _sha256(path / name)
+        except OSError as error:
+            raise CheckpointError(f"{path / name} cannot be read: {error.strerror}") from error
+        if digest != digests.get(name):
+            raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not the one in digest.json")
+
+
+def _digest_of(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

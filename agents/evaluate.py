@@ -1,37 +1,99 @@
 """Judging a policy on held-out prompts.
 
-What lives here: `evaluate`, which plays each prompt once with a sampler of its own, so that the training's random
-numbers are untouched and two policies meet the same luck. What does not: tables and plots (``report.py``).
+What lives here: `play`, which plays each prompt once with a sampler of its own, so that the training's random numbers
+are untouched and two policies meet the same luck, and `evaluate`, the numbers that come of it with their standard
+errors. What does not: tables and plots (``report.py``).
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import gymnasium as gym
 import torch
 from torch import Tensor
 
+from textgen_env.language_model import LanguageModel
+from textgen_env.render import Frame
+
 from .policy import ActorCritic
-from .rollout import collect
+from .rollout import Rollout, collect
 
 ROWS = 16  # trajectories per teacher-forced pass
 
 
 @dataclass
 class Evaluation:
-    """What one policy did on the held-out prompts; JSON when taken apart with `dataclasses.asdict`."""
+    """What one policy did on the held-out prompts; JSON when taken apart with `dataclasses.asdict`.
+
+    Attributes:
+        metrics: see `evaluate`.
+        prompts, texts, scores: one a prompt.
+        left_out: each metric without the first, the second, … of the prompts: what standard errors are made of.
+    """
 
     metrics: dict[str, float]
     prompts: list[str]
     texts: list[str]
     scores: list[float]
+    left_out: dict[str, list[float]] = field(default_factory=dict)
+
+    def standard_error(self, metric: str) -> float:
+        """Of a metric, by the jackknife over prompts; NaN where it is not known. Of a mean it is s/√n."""
+        return jackknife(self.left_out.get(metric, []))
+
+
+def standard_error_of_difference(before: Evaluation, after: Evaluation, metric: str) -> float:
+    """Of after − before on the same prompts, paired; NaN where it is not known."""
+    pairs = (before.left_out.get(metric, []), after.left_out.get(metric, []))
+    if before.prompts != after.prompts or len(pairs[0]) != len(pairs[1]):
+        return math.nan
+    return jackknife([new - old for old, new in zip(*pairs, strict=True)])
+
+
+def jackknife(left_out: Sequence[float]) -> float:
+    """Standard error of a statistic from its n values that leave out one sample each: √((n − 1)/n · Σ(θᵢ − θ̄)²).
+
+    References:
+        Efron & Tibshirani, "An introduction to the bootstrap" (1993), chapter 11.
+    """
+    count = len(left_out)
+    if count < 2:
+        return math.nan
+    mean = math.fsum(left_out) / count
+    return math.sqrt((count - 1) / count * math.fsum((value - mean) ** 2 for value in left_out))
+
+
+@dataclass
+class Played:
+    """Each prompt played once: a rollout, and per response token, in row-major order, (N,) float32."""
+
+    rollout: Rollout
+    log_probs: Tensor
+    ref_log_probs: Tensor
+    values: Tensor | None  # of policies that have a critic
+
+    def per_response(self, per_token: Tensor) -> list[Tensor]:
+        """(N,) → one tensor a response."""
+        return list(per_token.cpu().split(self.rollout.lengths.tolist()))
+
+    def tokens(self) -> list[list[int]]:
+        """The response tokens of each trajectory."""
+        rollout = self.rollout
+        return [ids[mask.bool()].tolist() for ids, mask in zip(rollout.input_ids, rollout.response_mask, strict=True)]
+
+    def prefix(self, row: int) -> list[int]:
+        """The tokens that one of them begins with: those of the prompt."""
+        rollout = self.rollout
+        return rollout.input_ids[row][rollout.attention_mask[row] > rollout.response_mask[row]].tolist()
 
 
 @torch.no_grad()
-def evaluate(
+def play(
     venv: gym.vector.VectorEnv,
     policy: ActorCritic,
     reference: Callable[..., Tensor],
@@ -39,8 +101,8 @@ def evaluate(
     seed: int = 0,
     top_k: int = 0,
     top_p: float = 1.0,
-) -> Evaluation:
-    """Play every prompt of ``venv`` once and compare with the reference.
+) -> Played:
+    """Play every prompt of ``venv`` once and score the responses under the policy and the reference.
 
     Args:
         venv: a batched environment on the held-out prompts, with no more slots than it has prompts.
@@ -48,10 +110,6 @@ def evaluate(
         reference: log π_ref of response tokens, see `ActorCritic.reference`.
         seed: of the sampler.
         top_k, top_p: how the policy samples.
-
-    Returns:
-        Metrics: ``score``, ``kl_per_token`` and ``kl_per_response`` (nats, k1), ``reference_perplexity``,
-        ``response_length`` (tokens), ``distinct_2``, ``eos_rate``; and the texts with their scores.
     """
     env = cast(Any, venv.unwrapped)
     env.delegate_kl(report_ref_logprob=False)
@@ -60,27 +118,93 @@ def evaluate(
     count = len(env.prompts)
     rollout = collect(venv, policy.language_model, count, generator=generator, prompts=range(count), **sampling)
     rollout = rollout.to(policy.device)
-    log_probs, ref_log_probs = [], []
+    log_probs, ref_log_probs, values = [], [], []
     for rows in torch.arange(count, device=policy.device).split(ROWS):
         batch, mask = rollout.rows(rows), rollout.masks(rows)
-        log_probs.append(policy.evaluate(*batch, mask=mask, **sampling).log_probs)
+        scored = policy.evaluate(*batch, mask=mask, **sampling)
+        log_probs.append(scored.log_probs)
+        values += [scored.values] if hasattr(scored, "values") else []
         ref_log_probs.append(reference(*batch, mask=mask, temperature=env.temperature))
-    ref = torch.cat(ref_log_probs)
-    kl = torch.cat(log_probs) - ref
-    tokens = [ids[mask.bool()].tolist() for ids, mask in zip(rollout.input_ids, rollout.response_mask, strict=True)]
-    metrics = {
-        "score": float(rollout.scores.mean()),
-        "kl_per_token": float(kl.mean()),
-        "kl_per_response": float(kl.sum() / count),
-        "reference_perplexity": float(torch.exp(-ref.mean())),
-        "response_length": float(rollout.lengths.float().mean()),
-        "distinct_2": distinct_n(tokens, 2),
-        "eos_rate": rollout.finish_reasons.count("eos") / count,
+    return Played(rollout, torch.cat(log_probs), torch.cat(ref_log_probs), torch.cat(values) if values else None)
+
+
+def evaluate(
+    venv: gym.vector.VectorEnv, policy: ActorCritic, reference: Callable[..., Tensor], **sampling: Any
+) -> Evaluation:
+    """`play`, summed up (same arguments).
+
+    Returns:
+        Metrics: ``score``, ``kl_per_token`` and ``kl_per_response`` (nats, k1), ``reference_perplexity``,
+        ``response_length`` (tokens), ``distinct_2``, ``eos_rate``; and the texts with their scores.
+    """
+    return summarize(play(venv, policy, reference, **sampling))
+
+
+def summarize(played: Played) -> Evaluation:
+    """The metrics of `evaluate`, with all that standard errors need."""
+    rollout = played.rollout
+    scored = rollout.scores.isfinite()  # a cut from outside has no score
+    columns = {
+        "count": torch.ones_like(rollout.scores),
+        "scored": scored,
+        "score": rollout.scores.where(scored, 0.0),
+        "kl": torch.stack([kl.double().sum() for kl in played.per_response(played.log_probs - played.ref_log_probs)]),
+        "ref": torch.stack([log_probs.double().sum() for log_probs in played.per_response(played.ref_log_probs)]),
+        "length": rollout.lengths,
+        "eos": torch.tensor([reason == "eos" for reason in rollout.finish_reasons]),
     }
-    return Evaluation(metrics, rollout.prompts, rollout.texts, rollout.scores.tolist())
+    # sums over all n responses, then over all but the first, all but the second, …: (n + 1,)
+    per_response = {name: column.cpu().double() for name, column in columns.items()}
+    sums = {name: torch.cat([c.sum()[None], c.sum() - c]) for name, c in per_response.items()}
+    metrics = {
+        "score": sums["score"] / sums["scored"].clamp(min=1),
+        "kl_per_token": sums["kl"] / sums["length"],
+        "kl_per_response": sums["kl"] / sums["count"],
+        "reference_perplexity": torch.exp(-sums["ref"] / sums["length"]),
+        "response_length": sums["length"] / sums["count"],
+        "distinct_2": torch.tensor(distinct_without_each(played.tokens(), 2), dtype=torch.float64),
+        "eos_rate": sums["eos"] / sums["count"],
+    }
+    left_out = {name: values[1:].tolist() for name, values in metrics.items()} if len(rollout.texts) > 1 else {}
+    whole = {name: float(values[0]) for name, values in metrics.items()}
+    return Evaluation(whole, rollout.prompts, rollout.texts, rollout.scores.tolist(), left_out)
 
 
 def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
     """Different n-grams of tokens over all n-grams in all responses (Li et al. 2016); 0 when there are none."""
-    grams = [tuple(tokens[i : i + n]) for tokens in responses for i in range(len(tokens) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    return distinct_without_each(responses, n)[0]
+
+
+def distinct_without_each(responses: Sequence[Sequence[int]], n: int) -> list[float]:
+    """`distinct_n` of all responses, then of all but the first, all but the second, …"""
+    grams = [Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)) for tokens in responses]
+    everything: Counter[tuple[int, ...]] = Counter()
+    for own in grams:
+        everything.update(own)
+    shares = []
+    for own in (Counter(), *grams):
+        total = everything.total() - own.total()
+        different = len(everything) - sum(everything[gram] == times for gram, times in own.items())
+        shares.append(different / total if total else 0.0)
+    return shares
+
+
+def frames(played: Played, language_model: LanguageModel, count: int = 64) -> list[Frame]:
+    """The first responses as `render_html` draws them: each token with its reward, KL, reference and value."""
+    rollout = played.rollout
+    rewards = played.per_response(rollout.rewards[rollout.response_mask.bool()])
+    ref_log_probs, log_probs = played.per_response(played.ref_log_probs), played.per_response(played.log_probs)
+    values = None if played.values is None else played.per_response(played.values)
+    return [
+        Frame(
+            prompt=rollout.prompts[row],
+            pieces=language_model.token_text.shown_pieces(played.prefix(row), tokens),
+            rewards=rewards[row].tolist(),
+            ref_log_probs=ref_log_probs[row].tolist(),
+            kls=(log_probs[row] - ref_log_probs[row]).tolist(),
+            values=None if values is None else values[row].tolist(),
+            finish_reason=rollout.finish_reasons[row],
+            score=float(rollout.scores[row]),
+        )
+        for row, tokens in enumerate(played.tokens()[:count])
+    ]

@@ -23,6 +23,8 @@ from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import predicting, response_log_probs, states
 from textgen_env.trunk import unwrap
 
+from .setting_checks import COUNT, COUNT_OR_ZERO, INTEGER, check, choice
+
 
 @dataclass
 class PolicyConfig:
@@ -36,6 +38,10 @@ class PolicyConfig:
     """LoRA scale: the update is alpha / rank · B·A."""
     frozen_layers: int = 0
     """Transformer blocks, from the input up, that do not learn; any number above 0 freezes the embeddings too."""
+
+    def __post_init__(self) -> None:
+        rules = {"critic": choice("shared", "separate"), "lora_rank": COUNT_OR_ZERO, "lora_alpha": COUNT}
+        check(self, {**rules, "frozen_layers": INTEGER})  # how many there are, only the model knows
 
 
 class Evaluation(NamedTuple):

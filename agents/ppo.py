@@ -16,21 +16,21 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
 import torch
-import tyro
 from torch import Tensor
-from tyro.conf import OmitArgPrefixes
 
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, k1
 
 from .advantages import gae, masked_whiten
 from .batch import Batch, describe, mean_return, minibatches, similar_lengths, to_grid
+from .command_line import parse, resume_command
+from .command_line import run as run_program
+from .finite import NonFiniteError, check_finite
 from .losses import (
     approx_kl,
     clip_fraction,
@@ -45,13 +45,11 @@ from .memory import keep_freed_memory
 from .old_policy import sampled, scored
 from .optim import MasterAdamW, lr_factor
 from .policy import ActorCritic, Evaluation, frozen_scorer
-from .ppo_config import PPOConfig
+from .ppo_config import PPOConfig, PPOSettings
 from .rollout import Rollout, collect
-from .run import Run, RunSettings
+from .run import Run
 
-
-class NonFiniteError(RuntimeError):
-    """A loss, reward or gradient is NaN or infinite; the step it names was not taken."""
+__all__ = ["PPO", "NonFiniteError", "PPOConfig", "PPOSettings", "main", "make_run"]
 
 
 class PPO:
@@ -267,8 +265,7 @@ class PPO:
         return language_model_loss(self.policy.evaluate(ids, mask, predicted).log_probs)
 
     def _check(self, name: str, values: Tensor) -> None:
-        if not torch.isfinite(values).all():
-            raise NonFiniteError(f"{name} is not finite in update {self.updates + 1}: {values.flatten()[:8].tolist()}")
+        check_finite(name, values, f"in update {self.updates + 1}")
 
     def iterate(self) -> tuple[dict[str, float], Rollout]:
         """One iteration of the loop: its metrics, with the speed of each phase, and the rollout it learned from."""
@@ -276,6 +273,9 @@ class PPO:
         rollout = self.collect()
         times.append(time.perf_counter())
         batch = self.advantages(rollout)
+        for name in ("old_log_probs", "values", "ref_log_probs", "rewards", "advantages"):
+            if (values := getattr(batch, name)) is not None:
+                self._check(name, values)
         times.append(time.perf_counter())
         metrics = {**batch.metrics, **self.update(batch)}
         times.append(time.perf_counter())
@@ -317,24 +317,33 @@ class PPO:
         self.env.load_state_dict(state["env"])
 
 
-@dataclass
-class PPOSettings(RunSettings):
-    """Train a language model with token-level PPO."""
+def make_run(arguments: Sequence[str] | None = None) -> Run:
+    """Everything up to the first update; see `main`."""
+    module = "textgen_env.agents.ppo"
+    settings = parse(PPOSettings, module, arguments)
+    texts = _read_texts(settings.ptx_texts) if settings.ptx_texts else []
+    keep_freed_memory()
+    options: dict[str, Any] = {"seed": settings.seed, "ptx_texts": texts, "total_updates": settings.updates}
+    return Run(
+        settings,
+        lambda venv, policy: PPO(venv, policy, settings.ppo, **options),
+        resume_command=resume_command(module, arguments),
+    )
 
-    ptx_texts: str | None = None
-    """A text file, one text a line, for the "ptx" term."""
-    ppo: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
-    """The algorithm."""
+
+def _read_texts(name: str) -> list[str]:
+    """The lines of a file that are not blank."""
+    try:
+        lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"ptx_texts={name!r} must be a text file in UTF-8: {error}") from error
+    return [line for line in lines if line.strip()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m textgen_env.agents.ppo --help``"""
-    settings = tyro.cli(PPOSettings, prog="python -m textgen_env.agents.ppo", args=arguments)
-    texts = Path(settings.ptx_texts).read_text(encoding="utf-8").splitlines() if settings.ptx_texts else ()
-    keep_freed_memory()
-    options: dict[str, Any] = {"seed": settings.seed, "ptx_texts": texts, "total_updates": settings.updates}
-    Run(settings, lambda venv, policy: PPO(venv, policy, settings.ppo, **options)).execute()
+    make_run(arguments).execute()
 
 
 if __name__ == "__main__":
-    main()
+    run_program(make_run)

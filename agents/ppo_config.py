@@ -1,14 +1,36 @@
-"""The settings of token-level PPO, each with its unit; read by ``ppo.py`` and, as command-line flags, by ``run.py``."""
+"""The settings of token-level PPO, each with its unit: of the algorithm, and of the command line around it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from tyro.conf import OmitArgPrefixes
+
+from .policy import PolicyConfig
+from .run_settings import RunSettings
+from .setting_checks import (
+    COUNT,
+    COUNT_OR_ZERO,
+    FLAG,
+    MASS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    check,
+    choice,
+    optional,
+)
 
 
 @dataclass
 class PPOConfig:
-    """Settings of the algorithm; docs/ppo.md says what each does."""
+    """Settings of the algorithm; docs/ppo.md says what each does.
+
+    Raises:
+        TypeError, ValueError: a setting of the wrong type or out of range, with its name and what would be right.
+    """
 
     episodes: int = 128
     """Trajectories per iteration, at least the number of slots of the environment."""
@@ -20,7 +42,7 @@ class PPOConfig:
     """Trajectories per forward pass; gradients accumulate over minibatch_size / micro_batch_size of them."""
     lr: float = 4e-4
     """Peak learning rate of the actor (and of a separate critic). 4e-4 suits a model of a few million weights and LoRA;
-    for all weights of one of 100 million start at 1e-5."""
+    for all weights of one of 100 million begin between 1e-5 and 3e-5."""
     value_lr: float = 1e-3
     """Peak learning rate of the value head."""
     warmup_updates: int = 3
@@ -48,7 +70,7 @@ class PPOConfig:
     kl_coef: float = 0.05
     """β, reward per nat of KL(π‖π_ref); 0 runs no reference model at all."""
     kl_in: Literal["reward", "loss"] = "reward"
-    """−β·k1 in the reward of each token, or β·k3 in the loss."""
+    """−β·k1 in the reward of each token, or β·ratio·k3 in the loss."""
     kl_target: float | None = None
     """If set, β adapts so that the mean KL of a whole *response* stays near this many nats (Ziegler et al. 2019)."""
     kl_horizon: float = 10_000
@@ -67,14 +89,44 @@ class PPOConfig:
     """Weight of the language-model loss on given texts (the "ptx" term of InstructGPT)."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "epochs", "minibatch_size", "micro_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check(self, RULES)
         if self.minibatch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size={self.micro_batch_size} must divide minibatch_size={self.minibatch_size}"
             )
-        if self.old_log_probs not in ("scored", "sampled"):
-            raise ValueError(f'old_log_probs={self.old_log_probs!r} is not one of "scored", "sampled"')
-        if self.kl_in not in ("reward", "loss"):
-            raise ValueError(f'kl_in={self.kl_in!r} is not one of "reward", "loss"')
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(f"kl_coef=0 with kl_target={self.kl_target} must be > 0: β adapts by factors")
+
+
+RULES = {
+    **dict.fromkeys(("episodes", "epochs", "minibatch_size", "micro_batch_size"), COUNT),
+    **dict.fromkeys(("warmup_updates", "top_k"), COUNT_OR_ZERO),
+    **dict.fromkeys(("lr", "value_lr", "weight_decay", "value_coef", "kl_coef", "ptx_coef"), NOT_NEGATIVE),
+    **dict.fromkeys(("max_grad_norm", "clip", "kl_horizon"), POSITIVE),
+    **dict.fromkeys(("value_clip", "kl_target", "target_kl"), optional(POSITIVE)),
+    **dict.fromkeys(("gamma", "lam"), SHARE),
+    "top_p": MASS,
+    "entropy_coef": NOT_NEGATIVE,  # a bonus; a sign lost on the way would train towards one and the same text
+    "whiten": FLAG,
+    "lr_decay": choice("constant", "linear", "cosine"),
+    "kl_in": choice("reward", "loss"),
+    "old_log_probs": choice("scored", "sampled"),
+}
+
+
+@dataclass
+class PPOSettings(RunSettings):
+    """Train a language model with token-level PPO."""
+
+    ptx_texts: str | None = None
+    """A text file, one text a line, for the "ptx" term."""
+    policy: OmitArgPrefixes[PolicyConfig] = field(default_factory=PolicyConfig)
+    """Which weights there are and which learn."""
+    ppo: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
+    """The algorithm."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, {"ptx_texts": optional(TEXT)})
+        if self.ppo.episodes < self.num_envs:
+            raise ValueError(f"episodes={self.ppo.episodes} must be at least num_envs={self.num_envs}")

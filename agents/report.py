@@ -1,21 +1,25 @@
-"""What a run shows people: tables on the terminal and a plot.
+"""What a run shows people: tables on the terminal, a plot and a page of episodes.
 
-What lives here: rich tables and a matplotlib figure made of finished numbers. What does not: measuring them
-(``evaluate.py``), writing them down (``metrics.py``).
+What lives here: rich tables, a matplotlib figure and an HTML page made of finished numbers. What does not: measuring
+them (``evaluate.py``), writing them down (``metrics.py``), printing (``display.py``).
+
+Prompts and responses are a model's and therefore untrusted: they are shown as they are, without markup, and what would
+steer a terminal is made visible (`textgen_env.render.visible`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.table import Table
+from rich.text import Text
 
-from .evaluate import Evaluation
-from .rollout import Rollout
+from textgen_env.render import visible
+
+from .evaluate import Evaluation, standard_error_of_difference
 
 ROWS = (
     ("score", "score", "{:.3f}"),
@@ -26,17 +30,51 @@ ROWS = (
     ("distinct_2", "distinct-2", "{:.3f}"),
     ("eos_rate", "responses that end with EOS", "{:.0%}"),
 )
+LIMITS = {"clip_fraction": ("clip fraction", 0.3), "approx_kl": ("approx-KL", 0.1)}
+"""Beyond these the steps of an update are too large for the surrogate to mean anything."""
+
+
+class Samples(Protocol):
+    """Some responses and what they were given, as a `Rollout` has them: one entry each."""
+
+    prompts: list[str]
+    texts: list[str]
+    scores: Any  # a tensor or an array
+
+
+def too_large(metrics: Mapping[str, float], lr: float | None) -> dict[str, str]:
+    """What to say of an update whose steps were too large, by the metric that shows it.
+
+    Args:
+        metrics: of the update.
+        lr: the peak learning rate of the run, if there is one.
+    """
+    lower = "the steps are too large; try a lower lr" + ("" if lr is None else f" than {lr:g}")
+    return {
+        name: f"{label} {metrics[name]:.2f} is above {limit}: {lower}"
+        for name, (label, limit) in LIMITS.items()
+        if metrics.get(name, 0.0) > limit
+    }
 
 
 def before_after_table(before: Evaluation, after: Evaluation) -> Table:
-    """The held-out metrics of the policy before and after training."""
-    table = Table(title=f"{len(before.texts)} held-out prompts, before and after training", title_justify="left")
+    """The held-out metrics of the policy before and after training, and their paired differences, ± standard errors."""
+    title = f"{len(before.texts)} held-out prompts, before and after training (± standard error)"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
-    for name in ("before", "after"):
+    for name in ("before", "after", "difference"):
         table.add_column(name, justify="right")
     for key, label, form in ROWS:
-        table.add_row(label, form.format(before.metrics[key]), form.format(after.metrics[key]))
+        old, new = before.metrics[key], after.metrics[key]
+        error = standard_error_of_difference(before, after, key)
+        difference = _with_error(form.replace("{:", "{:+"), new - old, form, error)
+        cells = (_with_error(form, side.metrics[key], form, side.standard_error(key)) for side in (before, after))
+        table.add_row(label, *cells, difference)
     return table
+
+
+def _with_error(form: str, value: float, error_form: str, error: float) -> str:
+    return form.format(value) + ("" if math.isnan(error) else f" ± {error_form.format(error)}")
 
 
 def answers_table(before: Evaluation, after: Evaluation, count: int = 5) -> Table:
@@ -46,42 +84,67 @@ def answers_table(before: Evaluation, after: Evaluation, count: int = 5) -> Tabl
         table.add_column(name, ratio=1, overflow="fold")
     rows = zip(before.prompts, before.texts, before.scores, after.texts, after.scores, strict=True)
     for prompt, old, old_score, new, new_score in list(rows)[:count]:
-        table.add_row(_plain(prompt), f"{_plain(old)} ({old_score:.2f})", f"{_plain(new)} ({new_score:.2f})")
+        answers = (f"{text.strip()} ({score:.2f})" for text, score in ((old, old_score), (new, new_score)))
+        table.add_row(shown(prompt), *map(shown, answers))
     return table
 
 
-def samples_table(update: int, rollout: Rollout, count: int = 3) -> Table:
-    """Some trajectories of an update."""
+def samples_table(update: int, samples: Samples, count: int = 3) -> Table:
+    """Some responses of an update."""
     table = Table(title=f"update {update}: samples", title_justify="left", show_lines=True)
     for name in ("prompt", "response"):
         table.add_column(name, ratio=1, overflow="fold")
     table.add_column("score", justify="right")
-    for prompt, text, score in list(zip(rollout.prompts, rollout.texts, rollout.scores.tolist(), strict=True))[:count]:
-        table.add_row(_plain(prompt), _plain(text), f"{score:.2f}")
+    for prompt, text, score in list(zip(samples.prompts, samples.texts, samples.scores.tolist(), strict=True))[:count]:
+        table.add_row(shown(prompt), shown(text), f"{score:.2f}")
     return table
 
 
-def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Score, KL and length over the updates, training and held-out, as a PNG.
+def shown(text: str) -> Text:
+    """A model's text as it is: brackets are no markup, escapes are visible."""
+    return Text(visible(text.strip()))
+
+
+def plot(
+    records: Sequence[dict[str, Any]], path: Path, title: str = "", held_out: Mapping[int, Evaluation] = {}
+) -> None:
+    """Score, KL and length over the updates, training and held-out, as a PNG; bands are ± one standard error.
 
     Args:
         records: lines of a metrics file.
         path: where to write.
+        title: of the figure.
+        held_out: evaluations by update that are not in the file: the one before training, and the last.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     panels = {"score": "mean score", "kl_per_token": "KL, nats per token", "response_length": "response length, tokens"}
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for prefix, style in (("train", "-"), ("eval", "o--")):
-            points = [(r["update"], r[f"{prefix}/{name}"]) for r in records if f"{prefix}/{name}" in r]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, label="training" if prefix == "train" else "held out")
+        training = [(r["update"], r[f"train/{name}"]) for r in records if f"train/{name}" in r]
+        if training:
+            axes.plot(*zip(*training, strict=True), label="training")
+        if curve := held_out_curve(records, name, held_out):
+            updates, values, errors = zip(*curve, strict=True)
+            (line,) = axes.plot(updates, values, "o--", label="held out")
+            low, high = ([v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1))
+            axes.fill_between(updates, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set(xlabel="update", title=label)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend()
+    if figure.axes[0].lines:
+        figure.axes[0].legend()
+    figure.suptitle(visible(title), parse_math=False)  # a dollar in a name is a dollar
     figure.savefig(path, dpi=120)
 
 
-def _plain(text: str) -> str:
-    """Square brackets would be read as markup."""
-    return text.replace("[", r"\[").strip()
+def held_out_curve(
+    records: Sequence[dict[str, Any]], name: str, held_out: Mapping[int, Evaluation]
+) -> list[tuple[int, float, float]]:
+    """Update, value and standard error (NaN where it is not known) of a metric, by update; see `plot`."""
+    points = {
+        r["update"]: (r[f"eval/{name}"], r.get(f"eval/{name}_stderr", math.nan)) for r in records if f"eval/{name}" in r
+    }
+    points |= {update: (each.metrics[name], each.standard_error(name)) for update, each in held_out.items()}
+    return [(update, *points[update]) for update in sorted(points)]

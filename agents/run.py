@@ -1,36 +1,54 @@
 """A whole training run: environments, trainer, progress, metrics, evaluation, checkpoints, the report at its end.
 
-What lives here: what every trainer shares. A trainer is anything with the four members of `Trainer`; its own file has
-the algorithm and the settings. What does not: the algorithm, file formats (``checkpoint.py``), tables (``report.py``).
+What lives here: what every trainer shares. A trainer is anything with the members of `Trainer`; its own file has the
+algorithm and the settings. What does not: the environments (``environments.py``), the folder (``run_folder.py``), what
+is shown (``display.py``, ``report.py``), signals (``stopping.py``).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
-import gymnasium as gym
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from tyro.conf import OmitArgPrefixes
 
 from textgen_env.episode import Prompt
 from textgen_env.language_model import LanguageModel
-from textgen_env.prompts import load_prompts
+from textgen_env.prompts import prompt_as_dict
+from textgen_env.render import Frame, render_html
 
-from .checkpoint import latest_checkpoint, read_state, recover_folder, replace_file, replace_folder, save_checkpoint
-from .evaluate import Evaluation, evaluate
+from .checkpoint import CheckpointError
+from .display import Display
+from .environments import make_environments, split_prompts
+from .evaluate import Evaluation, Played, frames, play, summarize
+from .files import replace_file, replace_folder
+from .finite import check_metrics, check_weights
 from .metrics import MetricsLog, read_metrics
 from .policy import ActorCritic, PolicyConfig
-from .report import answers_table, before_after_table, plot, samples_table
-from .rollout import Rollout
+from .report import Samples, answers_table, before_after_table, plot, samples_table, too_large
+from .run_folder import RunFolder
+from .run_settings import RunSettings, TaskSettings
+from .stopping import Stopped, Stopping
+
+__all__ = ["Run", "RunSettings", "TaskSettings", "Trainer", "make_environments", "split_prompts"]
+
+
+LEFT = {
+    "last": "last/ (transformers format)",
+    "best": "best/ (the same)",
+    "model.zip": "model.zip (PPO.load)",
+    "plot.png": "plot.png",
+    "episodes.html": "episodes.html",
+    "metrics.jsonl": "metrics.jsonl",
+}
+"""What a run leaves, as its last line says it."""
 
 
 class Trainer(Protocol):
@@ -46,8 +64,8 @@ class Trainer(Protocol):
     reference: Callable[..., Tensor] | None
     sampling: dict[str, Any]
 
-    def iterate(self) -> tuple[dict[str, float], Rollout]:
-        """One update: its metrics ("score" and "tokens_per_second" among them) and the trajectories it learned from."""
+    def iterate(self) -> tuple[dict[str, float], Samples]:
+        """One update: its metrics ("tokens_per_second" among them) and the responses that it learned from."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next update depends on."""
@@ -56,213 +74,234 @@ class Trainer(Protocol):
         """Go on from there."""
 
 
-@dataclass
-class TaskSettings:
-    """What is trained on what and where it is kept: the settings that every trainer shares."""
-
-    env: str = "textgen/Sentiment-v0"
-    """Gymnasium id of a token environment."""
-    model: str = "tiny"
-    """The actor and, frozen, the reference: an embedded or fetched name, a folder, a GGUF file or a hub id."""
-    prompts: str | None = None
-    """A JSONL file or the name of a prompt set, instead of the task's own."""
-    scorer: str | None = None
-    """Name of a scorer, or its JSON form, instead of the task's own."""
-    max_new_tokens: int | None = None
-    """Length limit of a response, instead of the task's own."""
-    max_prompt_tokens: int | None = None
-    """Length limit of a prompt, instead of the task's own."""
-    temperature: float = 1.0
-    """Divides the logits of policy and reference."""
-    num_envs: int = 64
-    """Slots that are decoded side by side."""
-    eval_prompts: int = 128
-    """Prompts held out for evaluation; never trained on unless there are too few."""
-    device: str = "cpu"
-    """Torch device."""
-    dtype: str = "float32"
-    """Type of the weights: float32 or bfloat16 (optimised through fp32 masters)."""
-    output: str | None = None
-    """The run's folder; default: runs/<task>-seed<seed>, with a number behind it if that exists."""
-    seed: int = 1
-    """Seeds sampling, shuffling, prompts and new weights; global generators are left alone."""
-    resume: bool = False
-    """Go on from the last checkpoint in the output folder; a run that was killed ends with the same numbers."""
-
-
-@dataclass
-class RunSettings(TaskSettings):
-    """Settings of a run that do not belong to the algorithm."""
-
-    updates: int = 40
-    """Iterations of collect → advantages → update."""
-    eval_every: int = 10
-    """Updates between evaluations."""
-    save_every: int = 10
-    """Updates between checkpoints."""
-    sample_every: int = 10
-    """Updates between tables of samples."""
-    policy: OmitArgPrefixes[PolicyConfig] = field(default_factory=PolicyConfig)
-    """Which weights there are and which learn."""
-
-
-def make_environments(settings: TaskSettings) -> tuple[VectorEnv, VectorEnv]:
-    """The training environment and one on the held-out prompts."""
-    arguments = {
-        name: value
-        for name in ("model", "scorer", "max_new_tokens", "max_prompt_tokens", "temperature", "device", "dtype")
-        if (value := getattr(settings, name)) is not None
-    }
-    if settings.scorer is not None and settings.scorer.lstrip().startswith("{"):
-        arguments["scorer"] = json.loads(settings.scorer)
-    source = settings.prompts or (gym.spec(settings.env).kwargs or {}).get("prompts")
-    if source is None:
-        raise ValueError(f"prompts=None: {settings.env} has no prompts of its own; name a file or a set")
-    train, held_out = split_prompts(load_prompts(source), settings.eval_prompts)
-    make = partial(gym.make_vec, settings.env, autoreset_mode=AutoresetMode.DISABLED, **arguments)
-    slots = min(settings.num_envs, len(held_out))
-    return make(num_envs=settings.num_envs, prompts=train), make(num_envs=slots, prompts=held_out)
-
-
-def split_prompts(prompts: list[Prompt], held_out: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts: the same split whatever the run's seed. Too few to split: all serve for both."""
-    if held_out < 1:
-        raise ValueError(f"eval_prompts={held_out} must be at least 1")
-    if len(prompts) < 2 * held_out:
-        return prompts, prompts[:held_out]
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
-    return [prompts[i] for i in order[held_out:]], [prompts[i] for i in order[:held_out]]
-
-
 class Run:
-    """One training run and its folder.
+    """One training run and its folder. What other libraries' trainers need otherwise, subclasses say.
 
     The folder: ``settings.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``before.json``,
-    ``after.json``, ``plot.png``, and ``best/`` and ``last/`` in transformers format.
+    ``after.json``, ``plot.png``, ``episodes.html``, and ``best/`` and ``last/`` in transformers format. It is locked
+    until `execute` ends, or `close`.
 
     Args:
-        settings: of the run, with those of the algorithm as further fields.
+        settings: of the run, with those of the algorithm as further fields, and as ``policy`` those of the weights.
         make_trainer: builds the algorithm on the training environment and the policy.
         console: where to print.
+        resume_command: how to go on with the run, from its folder; said when it is stopped.
 
     Raises:
-        FileExistsError: the output folder holds a run and ``resume`` is off.
-        ValueError: it holds a run with other settings.
+        FileExistsError: the output folder holds a run and ``resume`` is off, or files that are no run.
+        ValueError: it holds a run with other settings, or a setting does not fit the environment.
+        CheckpointError: none of its checkpoints can be used.
+        BlockingIOError: another process writes it.
     """
+
+    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.DISABLED
+    prefix: ClassVar[str] = ""
+    """Of the default folder's name."""
 
     def __init__(
         self,
         settings: RunSettings,
         make_trainer: Callable[[VectorEnv, ActorCritic], Trainer],
         console: Console | None = None,
+        *,
+        resume_command: Callable[[Path], str] | None = None,
     ) -> None:
-        self.settings, self.console = settings, console or Console()
-        self.folder = open_folder(settings)
-        self.venv, self.eval_venv = make_environments(settings)
-        language_model = LanguageModel(settings.model, device=settings.device, dtype=settings.dtype)
-        generator = torch.Generator().manual_seed(settings.seed)
-        self.policy = ActorCritic(language_model, settings.policy, generator=generator)
+        self.settings, self.display = settings, Display(console)
+        self._resume_command = resume_command or (lambda folder: f"Run with resume=True and output={str(folder)!r}")
+        self.run_folder = RunFolder(settings, self.prefix, self.display)
+        self.folder = self.run_folder.path
+        try:
+            self._set_up(make_trainer)
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self, make_trainer: Callable[[VectorEnv, ActorCritic], Trainer]) -> None:
+        self.venv, self.eval_venv = make_environments(self.settings, self.autoreset_mode)
+        self.eval_venv.reset(seed=self.settings.seed)  # its generators are part of every checkpoint
+        self.policy = self.make_policy()
         self.trainer = make_trainer(self.venv, self.policy)
         self.reference = self.trainer.reference or self.policy.reference()  # before a checkpoint changes the weights
         self.best = float("-inf")
-        if (checkpoint := latest_checkpoint(self.folder / "checkpoints")) is not None:
-            state = read_state(checkpoint)
+        self.before: Evaluation | None = None
+        self.after: Evaluation | None = None
+        self._saved, self._warned = -1, set[str]()
+        prompts = [prompt_as_dict(prompt) for venv in (self.venv, self.eval_venv) for prompt in _prompts(venv)]
+        self.run_folder.bind(prompts=prompts, model=self.policy.language_model.model)
+        if (state := self.run_folder.restore()) is not None:
+            self._load(state)
+            self.run_folder.claim()  # it may have more updates now
+
+    def make_policy(self) -> ActorCritic:
+        """What is trained; the same each time, also where the run goes on."""
+        settings = self.settings
+        language_model = LanguageModel(settings.model, device=settings.device, dtype=settings.dtype)
+        config: PolicyConfig | None = getattr(settings, "policy", None)
+        return ActorCritic(language_model, config, generator=torch.Generator().manual_seed(settings.seed))
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        try:
             self.trainer.load_state_dict(state["trainer"])
-            self.best = state["best"]
+            self.best, self.before = float(state["best"]), Evaluation(**state["before"])
             cast(Any, self.eval_venv.unwrapped).load_state_dict(state["eval_env"])
-            self.console.print(f"resumed after update {self.trainer.updates} from {checkpoint}")
+            self._saved = self.trainer.updates
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            message = f"{self.run_folder.saved()}, but does not fit this program: {type(error).__name__}: {error}"
+            raise CheckpointError(message) from error
+
+    @property
+    def begun(self) -> bool:
+        """Whether the first evaluation went well: from then on the folder is this run's."""
+        return self.before is not None
+
+    def close(self) -> None:
+        """Give the folder free for other processes."""
+        self.run_folder.close()
 
     def execute(self) -> Path:
-        """Train to the end, report, and return the folder."""
-        before, trainer = self._before(), self.trainer
-        with MetricsLog(self.folder, after=trainer.updates) as log, progress_bar(self.console) as progress:
-            task = progress.add_task("", total=self.settings.updates, completed=trainer.updates, live="")
-            while trainer.updates < self.settings.updates:
-                metrics, rollout = trainer.iterate()
-                log.write(trainer.updates, metrics)
-                progress.update(task, completed=trainer.updates, live=_live(metrics))
-                if self._due(self.settings.sample_every):
-                    self.console.print(samples_table(trainer.updates, rollout))
-                if self._due(self.settings.eval_every):
-                    self._keep_best(log)
-                if self._due(self.settings.save_every):
-                    self._save()
-        self._report(before)
+        """Train to the end, report, and return the folder.
+
+        Raises:
+            SystemExit: a signal stopped the run, with code 128 + its number; everything is saved.
+            NonFiniteError: a metric or weight became NaN or infinite; this was not saved.
+        """
+        note = "stopping after this update; a second signal stops at once"
+        try:
+            with Stopping(note) as stopping:
+                self._train(stopping)
+                self._report()
+        except Stopped as stopped:
+            self.display.stop()
+            if self.before is not None and self._saved != self.trainer.updates:
+                self._save()
+            self.display.say(f"stopped by {stopped}: {self.run_folder.saved()}; to go on:")
+            self.display.say(self._resume_command(self.folder))
+            raise SystemExit(stopped.code) from None
+        finally:
+            self.display.stop()
+            self.close()
         return self.folder
+
+    def _train(self, stopping: Stopping) -> None:
+        trainer, settings = self.trainer, self.settings
+        before = self._before()
+        replace_file(self.folder / "before.json", json.dumps(asdict(before), indent=1))
+        with MetricsLog(self.folder, after=trainer.updates, say=self.display.say) as log:
+            self.display.start(settings.updates, trainer.updates)
+            while trainer.updates < settings.updates:
+                with stopping.deferred():
+                    metrics, samples = trainer.iterate()
+                    self._check(metrics)
+                    log.write(trainer.updates, metrics)
+                    if self._due(settings.eval_every):
+                        self._keep_best(log)
+                    if self._due(settings.save_every):
+                        self._save()
+                self._show(metrics, samples)
+        self.display.stop()
 
     def evaluate(self) -> Evaluation:
         """The present policy on the held-out prompts."""
-        return evaluate(self.eval_venv, self.policy, self.reference, **self.trainer.sampling)
+        return summarize(self._play())
 
-    def _due(self, every: int) -> bool:
-        return self.trainer.updates % every == 0 or self.trainer.updates == self.settings.updates
+    def _play(self) -> Played:
+        return play(self.eval_venv, self.policy, self.reference, **self.trainer.sampling)
+
+    def _before(self) -> Evaluation:
+        """The evaluation before training: made before the first checkpoint, and kept in each."""
+        if self.before is None:
+            self.display.say(f"run in {self.folder}: {self.settings.updates} updates; held-out prompts first")
+            self.before = self.evaluate()
+            self.run_folder.claim()  # not before: what evaluation refuses leaves no trace
+            self._save()
+        return self.before
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and (
+            self.trainer.updates % every == 0 or self.trainer.updates == self.settings.updates
+        )
+
+    def _check(self, metrics: Mapping[str, float]) -> None:
+        when = f"after update {self.trainer.updates}; {self.run_folder.saved()}"
+        check_metrics(metrics, when)
+        check_weights(self.policy.named_parameters(), when)
 
     def _save(self) -> None:
+        assert self.before is not None
         eval_env = cast(Any, self.eval_venv.unwrapped).state_dict()  # a scorer may keep running statistics
         state = {"trainer": self.trainer.state_dict(), "best": self.best, "eval_env": eval_env}
-        save_checkpoint(self.folder / "checkpoints", self.trainer.updates, state)
+        self.run_folder.save(self.trainer.updates, {**state, "before": asdict(self.before)})
+        self._saved = self.trainer.updates
 
     def _keep_best(self, log: MetricsLog) -> None:
-        metrics = self.evaluate().metrics
-        log.write(self.trainer.updates, metrics, prefix="eval")
+        evaluation = self.evaluate()
+        metrics = evaluation.metrics
+        errors = {f"{name}_stderr": evaluation.standard_error(name) for name in metrics}
+        log.write(self.trainer.updates, metrics | {n: e for n, e in errors.items() if math.isfinite(e)}, prefix="eval")
         if metrics["score"] > self.best:
             self.best = metrics["score"]
             replace_folder(self.folder / "best", self.policy.save)
 
-    def _before(self) -> Evaluation:
-        """The evaluation before training: made before the first checkpoint, read back by a resumed run."""
-        path = self.folder / "before.json"
-        if latest_checkpoint(self.folder / "checkpoints") is None:
-            replace_file(path, json.dumps(asdict(self.evaluate()), indent=1))
-            self._save()
-        return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
+    # --- what people look at: after everything is saved, and whatever becomes of it -----------------------------------
 
-    def _report(self, before: Evaluation) -> None:
-        after = self.evaluate()
-        replace_file(self.folder / "after.json", json.dumps(asdict(after), indent=1))
+    def _show(self, metrics: Mapping[str, float], samples: Samples) -> None:
+        update, display = self.trainer.updates, self.display
+        display.update(update, live(metrics))
+        for name, warning in too_large(metrics, self.run_folder.settings.get("lr")).items():
+            if name not in self._warned:  # once each
+                display.say(f"update {update}: {warning}")
+                self._warned.add(name)
+        if self._due(self.settings.sample_every):
+            display.attempt("samples", lambda: samples_table(update, samples))
+
+    def _report(self) -> None:
+        assert self.before is not None
+        played = self._play()
+        self.after = summarize(played)
+        replace_file(self.folder / "after.json", json.dumps(asdict(self.after), indent=1))
         replace_folder(self.folder / "last", self.policy.save)
-        plot(read_metrics(self.folder / "metrics.jsonl"), self.folder / "plot.png")
-        self.console.print(before_after_table(before, after), answers_table(before, after))
-        self.console.print(f"saved in {self.folder}: last/ and best/ (transformers format), plot.png, metrics.jsonl")
+        model = self.policy.language_model
+        write_report(self.folder, self.display, self.settings, (self.before, self.after), lambda: frames(played, model))
+        there = [name for path, name in LEFT.items() if (self.folder / path).exists()]
+        self.display.say(f"saved in {self.folder}: {', '.join(there)}")
 
 
-def open_folder(settings: TaskSettings, prefix: str = "") -> Path:
-    """The run's folder, new or, to resume, the old one; ``settings.json`` in it tells them apart.
+def _prompts(venv: VectorEnv) -> list[Prompt]:
+    return list(cast(Any, venv.unwrapped).prompts)
+
+
+def write_report(
+    folder: Path,
+    display: Display,
+    settings: RunSettings,
+    evaluations: tuple[Evaluation, Evaluation],
+    episodes: Callable[[], list[Frame]],
+) -> None:
+    """Plot, page of episodes and tables; what fails is left out and named.
 
     Args:
+        folder: of the run, with its ``metrics.jsonl``.
+        display: where tables are printed.
         settings: of the run.
-        prefix: of its name, if ``settings`` leave that open.
-
-    Raises:
-        FileExistsError, ValueError: see `Run`.
+        evaluations: before and after training.
+        episodes: those that the page shows, the policy's after training.
     """
-    name = f"runs/{prefix}{settings.env.split('/')[-1]}-seed{settings.seed}"
-    folder, number = Path(settings.output or name), 1
-    while settings.output is None and not settings.resume and folder.exists():
-        number += 1
-        folder = Path(f"{name}-{number}")
-    record, present = folder / "settings.json", json.loads(json.dumps(asdict(settings)))
-    if not record.is_file():
-        replace_file(record, json.dumps(present, indent=1))
-    elif not settings.resume:
-        raise FileExistsError(f"output={str(folder)!r} already holds a run; add --resume, or choose another folder")
-    old = json.loads(record.read_text(encoding="utf-8"))
-    if changed := sorted(key for key in present if key not in _FREE and old.get(key) != present[key]):
-        raise ValueError(f"resume: {', '.join(changed)} differ from those in {record}; a run goes on with its own")
-    recover_folder(folder / "best")
-    recover_folder(folder / "last")
-    return folder
+    title = f"{settings.env}, {settings.model}, seed {settings.seed}"
+    held_out = dict(zip((0, settings.updates), evaluations, strict=True))
+
+    def draw(path: Path) -> None:
+        plot(read_metrics(folder / "metrics.jsonl"), path, title, held_out)
+
+    def write_page() -> None:
+        replace_file(folder / "episodes.html", render_html(episodes(), title=f"{title}: after training"))
+
+    display.attempt("plot.png", lambda: replace_file(folder / "plot.png", draw))
+    display.attempt("episodes.html", write_page)
+    display.attempt("the table of before and after", lambda: before_after_table(*evaluations))
+    display.attempt("the table of answers", lambda: answers_table(*evaluations))
 
 
-_FREE = {"resume", "output", "save_every", "sample_every"}  # settings that may differ in a resumed run
-
-
-def progress_bar(console: Console) -> Progress:
-    """A bar whose tasks have a field "live" for what is going on."""
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[live]}"), TimeRemainingColumn())
-    return Progress(*columns, console=console)
-
-
-def _live(metrics: Mapping[str, float]) -> str:
-    kl = f"KL {metrics['kl_per_token']:.3f}  " if "kl_per_token" in metrics else ""
-    return f"score {metrics['score']:.3f}  {kl}{metrics['tokens_per_second']:,.0f} tokens/s"
+def live(metrics: Mapping[str, float]) -> str:
+    """The numbers of an update that are shown while the run goes on."""
+    shown = {"score": "score {:.3f}", "kl_per_token": "KL {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
+    return "  ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)

@@ -2,56 +2,56 @@
 
 What lives here: the settings, the mapping of them onto SB3, and the door of the command line
 (``python -m textgen_env.agents.sb3_ppo``). What does not: the policy, the buffer and the KL penalty, which are
-`textgen_env.integrations.sb3`; judging and reporting (``evaluate.py``, ``report.py``), which are the native trainer's.
+`textgen_env.integrations.sb3`; the run (``run.py``), which is the native trainer's.
 
-A run that was stopped goes on with ``--resume`` from SB3's own ``model.zip``: weights, optimiser, learning rate and
-adaptive β as they were. SB3 saves neither random generators nor responses in flight, so that its samples, and with them
-its numbers, differ from those of a run that was never stopped; the native trainer's do not.
+A run that was stopped goes on with ``--resume`` from a checkpoint of safetensors and JSON: weights, optimiser, learning
+rate, adaptive β and the environment's generators as they were. SB3's own ``model.zip`` is written for `PPO.load` and
+never read here, since reading one runs the code in it. Responses in flight are not kept, and SB3 draws from global
+generators, so that samples, and with them numbers, differ from those of a run that was never stopped; the native
+trainer's do not.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import gymnasium as gym
+import numpy as np
 import torch
-import tyro
 from gymnasium.vector import AutoresetMode, VectorEnv
 from rich.console import Console
-from rich.progress import Progress
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
 
 from textgen_env.adapters import save_merged
 from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, KLPenaltyCallback, LMActorCriticPolicy, SB3VecEnv
-from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, KLCoefficient
+from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient
 from textgen_env.language_model import LanguageModel
 from textgen_env.scoring import ResponseScores, response_log_probs
 
-from .checkpoint import replace_file
-from .evaluate import Evaluation, evaluate
-from .metrics import MetricsLog, read_metrics
+from .command_line import parse, resume_command
+from .command_line import run as run_program
+from .evaluate import Evaluation
+from .files import replace_file
 from .policy import ActorCritic, frozen_scorer
-from .report import answers_table, before_after_table, plot
-from .run import TaskSettings, make_environments, open_folder, progress_bar
+from .run import Run
+from .run_settings import RunSettings
+from .setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, check, optional, whole
 
 
 @dataclass
-class SB3Settings(TaskSettings):
+class SB3Settings(RunSettings):
     """Train a language model with the PPO of Stable-Baselines3."""
 
     num_envs: int = 32
     """Slots that are decoded side by side."""
     n_steps: int = 64
     """Tokens per slot and update; SB3 cuts rollouts there, also in the middle of a response."""
-    updates: int = 40
-    """Rollouts, and updates from them."""
     epochs: int = 2
     """Passes over a rollout."""
     batch_size: int = 512
@@ -84,31 +84,92 @@ class SB3Settings(TaskSettings):
     """Prompts held out for evaluation; never trained on unless there are too few."""
     output: str | None = None
     """The run's folder; default: runs/sb3-<task>-seed<seed>, with a number behind it if that exists."""
-    save_every: int = 10
-    """Updates between savings of ``model.zip``."""
+    eval_every: int | None = None
+    """Updates between evaluations on the held-out prompts, the best of which is kept in best/; None: only before and
+    after the run."""
     resume: bool = False
-    """Go on from the model.zip in the output folder."""
+    """Go on from the last checkpoint in the output folder, if there is one."""
     seed: int = 1
     """Given to SB3, which seeds the global generators of torch, numpy and random."""
     dtype: str = "float32"
     """Type of the weights; bfloat16 goes with lora_rank."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, RULES)
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(f"kl_coef=0 with kl_target={self.kl_target} must be > 0: β adapts by factors")
+        if self.n_steps * self.num_envs < 2:
+            raise ValueError(
+                "n_steps=1 with num_envs=1 is one token an update; SB3 whitens advantages, of two at least"
+            )
+
+
+RULES = {
+    **dict.fromkeys(("n_steps", "epochs"), COUNT),
+    "batch_size": whole(2),  # SB3 whitens advantages
+    **dict.fromkeys(("lora_rank", "frozen_layers"), COUNT_OR_ZERO),
+    **dict.fromkeys(("lr", "value_coef", "entropy_coef", "kl_coef"), NOT_NEGATIVE),
+    **dict.fromkeys(("value_scale", "clip", "max_grad_norm"), POSITIVE),
+    **dict.fromkeys(("gamma", "lam"), SHARE),
+    "kl_target": optional(POSITIVE),
+}
+
+
+class SteppedPPO(PPO):
+    """SB3's PPO, called for one update at a time, whose learning rate falls over all of them.
+
+    Attributes:
+        planned_timesteps: of the whole run.
+    """
+
+    planned_timesteps = 0
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, self.planned_timesteps or total_timesteps)
+
 
 class Judged:
-    """An SB3 policy in the form that `evaluate` judges."""
+    """An SB3 policy in the form that a run judges and saves."""
 
-    def __init__(self, policy: LMActorCriticPolicy, tokenizer: Any) -> None:
+    def __init__(self, model: SteppedPPO, tokenizer: Any) -> None:
+        self.model = model
+        policy = cast(LMActorCriticPolicy, model.policy)
         self.language_model = LanguageModel.from_modules(policy.actor, tokenizer)
-        self.device = policy.device
+        self.device, self.named_parameters = policy.device, policy.named_parameters
 
-    def evaluate(self, *batch: torch.Tensor, **sampling: Any) -> ResponseScores:
+    def evaluate(self, *batch: Tensor, **sampling: Any) -> ResponseScores:
         """Teacher-forced log-probabilities of the response tokens."""
         model = self.language_model
         return response_log_probs(model.model, *batch, vocab_size=model.vocab_size, **sampling)
 
+    def save(self, path: Path) -> None:
+        """Write a folder that transformers' ``from_pretrained`` loads (LoRA merged)."""
+        save_merged(self.language_model.model, self.language_model.tokenizer, path)
 
-class Watch(BaseCallback):
-    """Shows and writes what each rollout brought; saves. Comes after `KLPenaltyCallback`, whose numbers it reads."""
+
+class Responses(BaseCallback):
+    """The responses that ended in a rollout."""
+
+    prompts: list[str]
+    texts: list[str]
+    scores: Any
+
+    def _on_rollout_start(self) -> None:
+        self.prompts, self.texts, self.scores = [], [], np.zeros(0)
+
+    def _on_step(self) -> bool:
+        for row in np.flatnonzero(self.locals["dones"]):
+            info = self.locals["infos"][row]
+            if "score" in info:  # not of a response that was cut from outside
+                self.prompts.append(info["prompt"])
+                self.texts.append(info["text"])
+                self.scores = np.append(self.scores, info["score"])
+        return True
+
+
+class SB3Trainer:
+    """SB3's PPO in the form that a run drives: one rollout and the update from it at a time."""
 
     NAMES = {
         "rollout/score": "score",
@@ -117,37 +178,109 @@ class Watch(BaseCallback):
         "kl/per_token_k3": "kl_per_token_k3",
         "kl/per_response": "kl_per_response",
         "kl/coef": "kl_coef",
+        "train/loss": "loss",
+        "train/policy_gradient_loss": "policy_loss",
+        "train/value_loss": "value_loss",
+        "train/approx_kl": "approx_kl",
+        "train/clip_fraction": "clip_fraction",
+        "train/learning_rate": "lr",
     }
 
-    def __init__(self, settings: SB3Settings, folder: Path, log: MetricsLog, progress: Progress, done: int) -> None:
-        super().__init__()
-        self.log, self.progress, self.folder, self.save_every = log, progress, folder, settings.save_every
-        self.task = progress.add_task("", total=settings.updates, completed=done, live="")
-        self.first, self.updates, self.since = done, done, time.perf_counter()
+    ENDINGS = ("score", "response_length")  # which a response that was cut from outside does not have
 
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:  # the update before it is complete
-        if self.updates > self.first and self.updates % self.save_every == 0:
-            save_model(self.folder, cast(PPO, self.model))
-
-    def _on_rollout_end(self) -> None:
-        now, self.updates = time.perf_counter(), self.updates + 1
-        logged = self.logger.name_to_value
-        metrics = {short: float(logged[name]) for name, short in self.NAMES.items() if name in logged}
-        metrics["tokens_per_second"] = self.locals["n_rollout_steps"] * self.training_env.num_envs / (now - self.since)
-        self.since = now
-        self.log.write(self.updates, metrics)
-        live = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("score", "kl_per_token") if name in metrics)
-        self.progress.update(
-            self.task, completed=self.updates, live=f"{live}  {metrics['tokens_per_second']:,.0f} tokens/s"
+    def __init__(self, settings: SB3Settings, venv: VectorEnv, model: SteppedPPO) -> None:
+        self.settings, self.model, self.updates = settings, model, 0
+        self.sampling: dict[str, Any] = {"top_k": 0, "top_p": 1.0}
+        self.env = cast(Any, venv.unwrapped)
+        self.reference: Callable[..., Tensor] | None = frozen_scorer(
+            self.env.reference.model, self.env.reference.vocab_size
         )
+        self.beta = FixedKLCoefficient(settings.kl_coef)
+        if settings.kl_target is not None:
+            self.beta = AdaptiveKLCoefficient(settings.kl_coef, settings.kl_target)
+        cast(Any, model).kl_coefficient = self.beta  # SB3 saves and loads what a model has
+        self.penalty, self.responses = KLPenaltyCallback(self.beta), Responses()
+        model.planned_timesteps = settings.updates * self._tokens
+
+    @property
+    def _tokens(self) -> int:
+        """Of a rollout."""
+        return self.settings.n_steps * self.settings.num_envs
+
+    def iterate(self) -> tuple[dict[str, float], Responses]:
+        """One rollout, and the update from it."""
+        begin, callbacks = time.perf_counter(), [self.penalty, self.responses]
+        # an interval of 2: SB3 would empty its log before the one update
+        self.model.learn(self._tokens, callback=callbacks, log_interval=2, reset_num_timesteps=False)
+        self.updates += 1
+        logged = self.model.logger.name_to_value
+        found = {short: float(logged[name]) for name, short in self.NAMES.items() if name in logged}
+        metrics = {name: value for name, value in found.items() if name not in self.ENDINGS or math.isfinite(value)}
+        metrics["tokens_per_second"] = self._tokens / (time.perf_counter() - begin)
+        return metrics, self.responses
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that can be taken up between two updates, as tensors and JSON values."""
+        policy = self.model.policy
+        return {
+            "updates": self.updates,
+            "weights": dict(policy.named_parameters()),  # those that learn
+            "optimizer": policy.optimizer.state_dict()["state"],
+            "kl": self.beta.state_dict(),
+            "env": self.env.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with it; the responses that were in flight are left.
+
+        Raises:
+            ValueError: the state is of other weights.
+        """
+        model, policy = self.model, self.model.policy
+        weights, ours = state["weights"], dict(policy.named_parameters())
+        if weights.keys() != ours.keys():
+            raise ValueError(f"the state holds weights {sorted(weights)[:3]}…, not {sorted(ours)[:3]}…")
+        for name, parameter in ours.items():
+            parameter.copy_(weights[name])
+        moments = {int(index): dict(entry) for index, entry in state["optimizer"].items()}
+        groups = policy.optimizer.state_dict()["param_groups"]
+        policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.beta.load_state_dict(state["kl"])
+        self.updates = int(state["updates"])
+        model.num_timesteps = self.updates * self._tokens
+        model.set_random_seed((self.settings.seed + self.updates) % 2**32)  # not once more what the first update drew
+        cast(Any, model.env).reset()  # takes up that seed, so that what follows stands
+        self.env.load_state_dict(state["env"])
+        self.env.abandon(np.arange(self.settings.num_envs))
 
 
-def make_model(settings: SB3Settings, venv: VectorEnv) -> PPO:
+class SB3Run(Run):
+    """A run of SB3's PPO: ``model.zip`` lies in its folder, too (`PPO.load`)."""
+
+    autoreset_mode = AutoresetMode.SAME_STEP
+    prefix = "sb3-"
+
+    def make_policy(self) -> ActorCritic:
+        """What is trained, with SB3's algorithm around it."""
+        tokenizer = cast(Any, self.venv.unwrapped).language_model.tokenizer
+        return cast(ActorCritic, Judged(make_model(cast(SB3Settings, self.settings), self.venv), tokenizer))
+
+    def _save(self) -> None:
+        super()._save()
+        self._export()
+
+    def _report(self) -> None:
+        self._export()  # a kill may have come between a checkpoint and this
+        super()._report()
+
+    def _export(self) -> None:
+        replace_file(self.folder / "model.zip", lambda path: cast(Any, self.policy).model.save(path))
+
+
+def make_model(settings: SB3Settings, venv: VectorEnv) -> SteppedPPO:
     """SB3's PPO with the settings, on a SAME_STEP environment."""
-    return PPO(
+    return SteppedPPO(
         LMActorCriticPolicy,
         SB3VecEnv(venv),
         learning_rate=lambda remaining: settings.lr * remaining,
@@ -175,79 +308,36 @@ def make_model(settings: SB3Settings, venv: VectorEnv) -> PPO:
     )
 
 
-def run(settings: SB3Settings, console: Console | None = None) -> tuple[Evaluation, Evaluation]:
-    """Train, report and save; the held-out prompts before and after.
+def make_run(arguments: Sequence[str] | None = None) -> SB3Run:
+    """Everything up to the first update; see `main`."""
+    module = "textgen_env.agents.sb3_ppo"
+    return _run(parse(SB3Settings, module, arguments), resume_command=resume_command(module, arguments))
 
-    The folder then holds ``settings.json``, ``metrics.jsonl``, ``tensorboard/``, ``before.json``, ``after.json``,
-    ``plot.png``, ``model.zip`` (SB3's `PPO.load`) and ``last/`` (transformers format).
+
+def _run(settings: SB3Settings, console: Console | None = None, **options: Any) -> SB3Run:
+    def make_trainer(venv: VectorEnv, policy: ActorCritic) -> SB3Trainer:
+        return SB3Trainer(settings, venv, cast(Any, policy).model)
+
+    return SB3Run(settings, make_trainer, console, **options)
+
+
+def run(settings: SB3Settings, console: Console | None = None) -> tuple[Evaluation, Evaluation]:
+    """Train, report and save (see `Run`); the held-out prompts before and after.
 
     Raises:
-        FileExistsError: the output folder holds a run and ``resume`` is off.
-        ValueError: it holds a run with other settings.
+        FileExistsError, ValueError, CheckpointError, BlockingIOError: see `Run`.
     """
-    console, folder = console or Console(), open_folder(settings, prefix="sb3-")
-    disabled, held_out = make_environments(settings)
-    venv = same_step(disabled)
-    model, done = load_or_make(settings, folder, venv)
-    policy = cast(
-        ActorCritic, Judged(cast(LMActorCriticPolicy, model.policy), cast(Any, venv).language_model.tokenizer)
-    )
-    env = cast(Any, held_out.unwrapped)
-    reference = frozen_scorer(env.reference.model, env.reference.vocab_size)
-    if not done:
-        replace_file(folder / "before.json", json.dumps(asdict(evaluate(held_out, policy, reference)), indent=1))
-    before = Evaluation(**json.loads((folder / "before.json").read_text(encoding="utf-8")))
-    with MetricsLog(folder, after=done) as log, progress_bar(console) as progress:
-        callbacks = [
-            KLPenaltyCallback(cast(Any, model).kl_coefficient),
-            Watch(settings, folder, log, progress, done),
-        ]
-        left = (settings.updates - done) * settings.n_steps * settings.num_envs
-        model.learn(left, callback=callbacks, reset_num_timesteps=not done)
-    after = evaluate(held_out, policy, reference)
-    save(folder, model, policy.language_model, after)
-    console.print(before_after_table(before, after), answers_table(before, after))
-    console.print(f"saved in {folder}: model.zip (PPO.load), last/ (transformers format), plot.png, metrics.jsonl")
-    return before, after
-
-
-def load_or_make(settings: SB3Settings, folder: Path, venv: VectorEnv) -> tuple[PPO, int]:
-    """The model, and how many updates it has done: 0, or those of the model.zip in the folder."""
-    if (folder / "model.zip").is_file():
-        model = PPO.load(folder / "model", env=SB3VecEnv(venv), device=settings.device)
-        return model, model.num_timesteps // (settings.n_steps * settings.num_envs)
-    beta: KLCoefficient = FixedKLCoefficient(settings.kl_coef)
-    if settings.kl_target is not None:
-        beta = AdaptiveKLCoefficient(settings.kl_coef, settings.kl_target)
-    model = make_model(settings, venv)
-    cast(Any, model).kl_coefficient = beta  # SB3 saves and loads what a model has
-    return model, 0
-
-
-def same_step(venv: VectorEnv) -> VectorEnv:
-    """The same environment in the autoreset mode that SB3 takes; stepping has not begun."""
-    spec = cast(Any, venv.spec)
-    return gym.make_vec(spec.id, **{**spec.kwargs, "autoreset_mode": AutoresetMode.SAME_STEP})
-
-
-def save_model(folder: Path, model: PPO) -> None:
-    """Write ``model.zip`` at once or not at all."""
-    model.save(folder / "model.part.zip")
-    os.replace(folder / "model.part.zip", folder / "model.zip")
-
-
-def save(folder: Path, model: PPO, language_model: LanguageModel, after: Evaluation) -> None:
-    """Write what a run leaves behind."""
-    replace_file(folder / "after.json", json.dumps(asdict(after), indent=1))
-    save_model(folder, model)
-    save_merged(language_model.model, language_model.tokenizer, folder / "last")
-    plot(read_metrics(folder / "metrics.jsonl"), folder / "plot.png")
+    running = _run(settings, console)
+    running.execute()
+    assert running.before is not None
+    assert running.after is not None
+    return running.before, running.after
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m textgen_env.agents.sb3_ppo --help``"""
-    run(tyro.cli(SB3Settings, prog="python -m textgen_env.agents.sb3_ppo", args=arguments))
+    make_run(arguments).execute()
 
 
 if __name__ == "__main__":
-    main()
+    run_program(make_run)

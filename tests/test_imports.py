@@ -43,7 +43,7 @@ ORDER = [
     ["prefix_cache"],
     ["language_model"],
     ["scorers"],
-    ["settings", "kl_penalty", "action_masks", "saved_state", "stop_strings", "vocabulary"],
+    ["settings", "kl_penalty", "action_masks", "reward", "saved_state", "stop_strings", "vocabulary"],
     ["engine"],
     ["face"],
     ["env", "vector_env"],

@@ -18,13 +18,11 @@ from textgen_env.action_masks import ActionRules
 from textgen_env.episode import Completion, FinishReason, Prefixes, Prompt, StepResult
 from textgen_env.kl_penalty import KLPenalty
 from textgen_env.language_model import LanguageModel
-from textgen_env.notices import shown, warn_user
+from textgen_env.notices import warn_user
 from textgen_env.prefix_cache import PrefixCache
 from textgen_env.prompts import PromptLike, as_prompt, check_columns, load_prompts
+from textgen_env.reward import Reward
 from textgen_env.saved_state import engine_state, load_engine_state
-from textgen_env.scorers import ScorerError, get_scorer, scorer_name
-from textgen_env.scorers.base import score_parts
-from textgen_env.scorers.columns import taken_names
 from textgen_env.settings import Settings, check_room
 from textgen_env.stop_strings import StopStrings
 from textgen_env.vocabulary import fits_positions, same_vocabulary, tokenize_prompt
@@ -41,6 +39,7 @@ class Engine:
 
     Attributes:
         language_model: whose tokens are the actions; its weights load only when something asks for its logits.
+        reward: what the scorer pays.
         kl: the KL penalty, with the reference model.
         prefixes: the states.
         episodes_ended: how many have ended by themselves, in all slots.
@@ -52,11 +51,6 @@ class Engine:
     def __init__(self, slots: int, settings: Settings) -> None:
         self.settings = settings
         self.prompts = load_prompts(settings.prompts)
-        self.scorer = get_scorer(settings.scorer)
-        if hasattr(self.scorer, "load_models"):
-            self.scorer.load_models()
-        if hasattr(self.scorer, "fit_references"):
-            self.scorer.fit_references([prompt.references for prompt in self.prompts])
         self.language_model = self._load("model")
         same = settings.reference is None or settings.reference == settings.model
         self.reference = self.language_model if same else self._load("reference")
@@ -75,22 +69,18 @@ class Engine:
         self.stop_strings = StopStrings(settings.stop_strings, self.language_model)
         self._eos = np.array(sorted(self.language_model.eos_token_ids), dtype=np.int64)
         check_room(slots, settings, self.language_model)
+        self.reward = Reward(settings.scorer, self.prompts, slots)
         width = settings.max_prompt_tokens + settings.max_new_tokens
         self.prefixes = Prefixes(slots, width, self.language_model.pad_token_id)
         self.playing = np.zeros(slots, dtype=np.bool_)
         self.current: list[Prompt | None] = [None] * slots
         self.finish_reasons: list[FinishReason | None] = [None] * slots
-        self.part_names = tuple(getattr(self.scorer, "part_names", None) or ("score",))
-        if "kl" in self.part_names:
-            raise ValueError(f"scorer {settings.scorer!r} has a part named 'kl', which is the KL penalty's name")
-        self.potentials = np.zeros((slots, len(self.part_names)), dtype=np.float64)
         self.token_rewards, self.token_ref_log_probs, self.token_kls = (
             np.full((slots, settings.max_new_tokens), np.nan) for _ in range(3)
         )
         self._token_ids: dict[Any, list[int]] = {}
         self._warned_of_cut = False
         self.episodes_ended = 0
-        self._taken = taken_names(self.scorer)
         self._check_prompts()
 
     def _load(self, role: str) -> LanguageModel:
@@ -109,7 +99,7 @@ class Engine:
         every_text = len(self.language_model.tokenizer) > self.language_model.vocab_size
         orders = set()
         for index, prompt in enumerate(self.prompts):
-            check_columns(prompt, self._taken, f"prompts[{index}]")
+            check_columns(prompt, self.reward.taken, f"prompts[{index}]")
             order = tuple(message["role"] for message in prompt.messages or ())
             if every_text or (order and order not in orders):
                 orders.add(order)
@@ -131,7 +121,7 @@ class Engine:
                 raise IndexError(f"options['prompt']={choice} is not an index of the {len(self.prompts)} prompts")
             return self.prompts[int(choice)]
         prompt = as_prompt(choice, "options['prompt']")  # type: ignore[arg-type]
-        check_columns(prompt, self._taken, "options['prompt']")
+        check_columns(prompt, self.reward.taken, "options['prompt']")
         return prompt
 
     def draw_prompt(self, generator: np.random.Generator) -> Prompt:
@@ -145,7 +135,7 @@ class Engine:
             self.prefixes.start(row, token_ids[row])
             self.current[row], self.finish_reasons[row] = prompt, None
             self.playing[row] = True
-            self.potentials[row] = 0.0
+            self.reward.potentials[row] = 0.0
             for column in self.token_columns:
                 column[row] = np.nan
 
@@ -185,19 +175,20 @@ class Engine:
         masks = self.action_masks(rows) if self.restricted else None
         actions = self.rules.check(actions, masks)
         price = self.kl.price(self.prefixes, rows, actions, masks)
-        potentials = self.potentials[rows]
+        potentials = self.reward.potentials[rows]
         self.prefixes.append(rows, actions)
         try:
             reasons = self._finish_reasons(actions, rows)
-            parts, completions = self._score(rows, reasons)
+            completions = self._completions(rows, reasons)
+            parts = self.reward.parts(rows, completions)
             if price.reward is not None:
                 parts["kl"] = price.reward
-            rewards = self._total(rows, parts)
+            rewards = self.reward.total(rows, parts)
             self._remember(rows, rewards, price.ref_log_prob, price.kl)
             ended = np.array([reason is not None for reason in reasons], dtype=np.bool_)
             endings = {int(at): self._ending(int(rows[at]), completions[int(rows[at])]) for at in np.flatnonzero(ended)}
         except BaseException:
-            self.potentials[rows] = potentials
+            self.reward.potentials[rows] = potentials
             self.prefixes.undo(rows)
             raise
         for at in endings:
@@ -207,19 +198,6 @@ class Engine:
         cut = np.array([reason is FinishReason.LENGTH for reason in reasons], dtype=np.bool_)
         truncated = cut if self.settings.length_limit == "truncate" else np.zeros_like(cut)
         return StepResult(rewards, ended & ~truncated, truncated, parts, price.ref_log_prob, endings)
-
-    def _total(self, rows: Rows, parts: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The rewards: what all parts add up to, one finite number per row."""
-        # Python's sum, as a reader of `reward_parts` would take it: newer Pythons round it better than numpy does.
-        rewards = np.array([sum(values) for values in zip(*(part.tolist() for part in parts.values()), strict=True)])
-        if not np.isfinite(rewards).all():
-            at = int(np.isfinite(rewards).argmin())
-            named = {name: float(part[at]) for name, part in parts.items()}
-            raise ScorerError(
-                f"scorer {scorer_name(self.scorer)!r}: slot {rows[at]} would be paid {rewards[at]}, the sum of {named}"
-                "; a reward is a finite number: scale the scores down"
-            )
-        return rewards
 
     def _finish_reasons(self, actions: NDArray[np.int64], rows: Rows) -> list[FinishReason | None]:
         """Why each row ends with the action just appended, or None: EOS before a stop string before the limit."""
@@ -236,54 +214,17 @@ class Engine:
             reasons[at] = FinishReason.EOS
         return reasons
 
+    def _completions(self, rows: Rows, reasons: Sequence[FinishReason | None]) -> dict[int, Completion]:
+        """The responses that are to be scored in this step, by row."""
+        asked = ((row, reason) for row, reason in zip(rows.tolist(), reasons, strict=True))
+        return {row: self._completion(row, reason) for row, reason in asked if self.reward.dense or reason is not None}
+
     def _completion(self, row: int, reason: FinishReason | None) -> Completion:
         prompt_ids, token_ids = self.prefixes.halves(row)
         text = self.stop_strings.text(prompt_ids, token_ids)
         prompt = self.current[row]
         assert prompt is not None  # the row is playing
         return Completion(prompt, text, tuple(token_ids), reason)
-
-    def _score(
-        self, rows: Rows, reasons: Sequence[FinishReason | None]
-    ) -> tuple[dict[str, NDArray[np.float64]], dict[int, Completion]]:
-        """What the scorer pays each row in this step, by part; and the completions that it saw, by row.
-
-        Every scorer is a potential Φ that pays its growth, with Φ = 0 at the start. One that is not dense is asked only
-        at the end, so that the growth is its score.
-        """
-        parts = {name: np.zeros(len(rows)) for name in self.part_names}
-        dense = getattr(self.scorer, "dense", False)
-        asked = [at for at, reason in enumerate(reasons) if dense or reason is not None]
-        completions = {int(rows[at]): self._completion(int(rows[at]), reasons[at]) for at in asked}
-        if not asked:
-            return parts, completions
-        scored = self._ask_scorer(list(completions.values()))
-        for index, name in enumerate(self.part_names):
-            potentials = np.asarray(scored[name], dtype=np.float64)
-            with np.errstate(over="ignore"):  # a growth that overflows is told by `_total`
-                parts[name][asked] = potentials - self.potentials[rows[asked], index]
-            self.potentials[rows[asked], index] = potentials
-        return parts, completions
-
-    def _ask_scorer(self, completions: Sequence[Completion]) -> dict[str, list[float]]:
-        """All completions in one call, with the columns that their prompts share as keyword arguments."""
-        columns = {key for completion in completions for key in completion.prompt.extra}
-        extra = {key: [completion.prompt.extra.get(key) for completion in completions] for key in columns}
-        if any(completion.prompt.messages for completion in completions):
-            extra["messages"] = [_messages(completion.prompt) for completion in completions]
-        extra["completion_ids"] = [list(completion.token_ids) for completion in completions]
-        extra["finish_reasons"] = [c.finish_reason.value if c.finish_reason else None for c in completions]
-        scored = score_parts(
-            self.scorer,
-            [completion.text for completion in completions],
-            prompts=[completion.prompt.text for completion in completions],
-            references=[list(completion.prompt.references) for completion in completions],
-            default_name="score",
-            **extra,
-        )
-        if tuple(scored) != self.part_names:
-            raise ValueError(f"scorer {self.scorer!r} returned parts {tuple(scored)}, expected {self.part_names}")
-        return scored
 
     def _remember(
         self,
@@ -302,32 +243,20 @@ class Engine:
     def _ending(self, row: int, completion: Completion) -> dict[str, Any]:
         """The `info` of an episode's end: plain texts and numbers, nothing of vocabulary size."""
         assert completion.finish_reason is not None
-        length, score = len(completion.token_ids), float(sum(self.potentials[row].tolist()))
-        if not np.isfinite(score):
-            raise ScorerError(f"scorer {scorer_name(self.scorer)!r}: slot {row} has the score {score}; scale it down")
+        length = len(completion.token_ids)
         info: dict[str, Any] = {
             "text": completion.text,
             "prompt": completion.prompt.text,
             "finish_reason": completion.finish_reason.value,
-            "score": score,
+            "score": self.reward.score(row),
             "response_length": length,
         }
         for name, values in (("ref_logprob_sum", self.token_ref_log_probs), ("kl_sum", self.token_kls)):
             if not np.isnan(values[row, :length]).any():
                 info[name] = float(values[row, :length].sum())
-        if hasattr(self.scorer, "info"):
-            info["scorer_info"] = self._counters()
+        if (counters := self.reward.counters()) is not None:
+            info["scorer_info"] = counters
         return info
-
-    def _counters(self) -> dict[str, float]:
-        """The scorer's counters, as plain numbers."""
-        counters: Any = self.scorer.info()  # type: ignore[attr-defined]
-        try:
-            return {str(key): float(value) for key, value in counters.items()}
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ScorerError(
-                f"scorer {scorer_name(self.scorer)!r}: info() must map names to numbers, got {shown(counters)}"
-            ) from error
 
     # --- actions and policies -----------------------------------------------------------------------------------------
 
@@ -373,10 +302,3 @@ class Engine:
     def close(self) -> None:
         """Release the caches of the models; may be called twice, and stepping afterwards builds them anew."""
         self.kl.release()
-
-
-def _messages(prompt: Prompt) -> Any:
-    """What a scorer gets as `messages`: the conversation, or a text's column of that name."""
-    if prompt.messages is None:
-        return prompt.extra.get("messages")
-    return [dict(message) for message in prompt.messages]

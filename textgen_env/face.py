@@ -82,7 +82,7 @@ class Face:
     @property
     def scorer(self) -> Any:
         """The callable that judges whole responses."""
-        return self.engine.scorer
+        return self.engine.reward.scorer
 
     @property
     def kl_coef(self) -> float:
@@ -171,7 +171,9 @@ class Face:
         prompt, reason = engine.current[row], engine.finish_reasons[row]
         before, response = engine.prefixes.halves(row)
         rewards, ref_log_probs, kls = (column[row, : len(response)].tolist() for column in engine.token_columns)
-        parts = dict(zip(engine.part_names, engine.potentials[row].tolist(), strict=True)) if reason else {}
+        parts = (
+            dict(zip(engine.reward.part_names, engine.reward.potentials[row].tolist(), strict=True)) if reason else {}
+        )
         return Frame(
             prompt=prompt.text if prompt else "",
             pieces=engine.language_model.token_text.shown_pieces(before, response),

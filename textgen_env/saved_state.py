@@ -42,7 +42,7 @@ def engine_state(engine: Engine) -> dict[str, Any]:
         "made_with": _made_with(engine),
         "slots": [_slot_state(engine, row) for row in range(len(engine.playing))],
         "kl_coef": engine.kl.coef,
-        "scorer": engine.scorer.state_dict() if hasattr(engine.scorer, "state_dict") else {},
+        "scorer": engine.reward.scorer.state_dict() if hasattr(engine.reward.scorer, "state_dict") else {},
     }
 
 
@@ -59,8 +59,8 @@ def load_engine_state(engine: Engine, state: Any, where: str = "state['engine']"
     if len(saved) != len(engine.playing):
         raise ValueError(f"the state has {len(saved)} slots, this environment {len(engine.playing)}")
     slots = [_read_slot(engine, slot, f"{where}['slots'][{row}]") for row, slot in enumerate(saved)]
-    if hasattr(engine.scorer, "load_state_dict"):
-        _load_scorer(engine.scorer, entry(state, "scorer", Mapping, where), where)
+    if hasattr(engine.reward.scorer, "load_state_dict"):
+        _load_scorer(engine.reward.scorer, entry(state, "scorer", Mapping, where), where)
     engine.kl.coef = coef
     for row, slot in enumerate(slots):
         _put_slot(engine, row, slot)
@@ -85,7 +85,7 @@ def _made_with(engine: Engine) -> dict[str, Any]:
     return {
         "max_prompt_tokens": engine.settings.max_prompt_tokens,
         "max_new_tokens": engine.settings.max_new_tokens,
-        "parts": list(engine.part_names),
+        "parts": list(engine.reward.part_names),
         "vocab_size": engine.language_model.vocab_size,
         "vocabulary": f"{zlib.crc32(repr(vocabulary).encode('utf-8', 'surrogatepass')):08x}",
     }
@@ -100,7 +100,7 @@ def _slot_state(engine: Engine, row: int) -> dict[str, Any]:
         "response_length": length,
         "playing": bool(engine.playing[row]),
         "finish_reason": engine.finish_reasons[row],
-        "potentials": engine.potentials[row].tolist(),
+        "potentials": engine.reward.potentials[row].tolist(),
         "tokens": [column[row, :length].tolist() for column in engine.token_columns],
     }
 
@@ -126,7 +126,7 @@ def _read_slot(engine: Engine, saved: Any, where: str) -> SavedSlot:
         "response_length": 0 <= length <= min(len(token_ids), settings.max_new_tokens - playing),
         "finish_reason": reason in [None, *(known.value for known in FinishReason)]
         and (reason is None) == (playing or prompt is None),
-        "potentials": len(potentials) == len(engine.part_names) and all(map(math.isfinite, potentials)),
+        "potentials": len(potentials) == len(engine.reward.part_names) and all(map(math.isfinite, potentials)),
         "tokens": [len(column) for column in tokens] == [length] * len(engine.token_columns)
         and all(map(math.isfinite, tokens[0])),
     }
@@ -154,7 +154,7 @@ def _put_slot(engine: Engine, row: int, slot: SavedSlot) -> None:
     for token in slot.token_ids[prompt_tokens:]:
         engine.prefixes.append(np.array([row]), np.array([token]))
     engine.current[row], engine.finish_reasons[row] = slot.prompt, slot.finish_reason
-    engine.playing[row], engine.potentials[row] = slot.playing, slot.potentials
+    engine.playing[row], engine.reward.potentials[row] = slot.playing, slot.potentials
     for column, values in zip(engine.token_columns, slot.tokens, strict=True):
         column[row] = np.nan
         column[row, : slot.response_length] = values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,47 +15,21 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from small_run import flags, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from textgen_env.agents.checkpoint import CheckpointError
 from textgen_env.agents.evaluate import distinct_n
 from textgen_env.agents.metrics import MetricsLog, read_metrics
 from textgen_env.agents.ppo import main
 from textgen_env.agents.run import split_prompts
 from textgen_env.episode import Prompt
 
-SCORER = '{"name": "normalize", "scorer": {"name": "length", "target": 3}}'  # running statistics must be resumed too
-
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"{a} {b}"}) + "\n" for a in "abcd" for b in "efgh"))
-    return path
-
-
-def flags(output: Path, model: Path, prompts: Path, *more: str) -> list[str]:
-    values: dict[str, Any] = {
-        "env": "textgen/TextGen-v0",
-        "model": model,
-        "prompts": prompts,
-        "scorer": SCORER,
-        "max-new-tokens": 5,
-        "max-prompt-tokens": 4,
-        "num-envs": 4,
-        "eval-prompts": 5,
-        "updates": 6,
-        "episodes": 8,
-        "minibatch-size": 4,
-        "micro-batch-size": 4,
-        "lr": 0.01,
-        "kl-target": 0.5,
-        "eval-every": 3,
-        "save-every": 2,
-        "sample-every": 5,
-        "output": output,
-    }
-    return [*(part for name, value in values.items() for part in (f"--{name}", str(value))), *more]
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
 
 
 def without_times(folder: Path) -> list[dict[str, Any]]:
@@ -74,7 +49,9 @@ def straight(word_model: Path, prompts: Path, tmp_path_factory: pytest.TempPathF
 
 def test_the_folder_holds_everything(straight: Path):
     names = {path.name for path in straight.iterdir()}
-    wanted = "settings.json metrics.jsonl tensorboard checkpoints before.json after.json plot.png best last"
+    wanted = (
+        "settings.json metrics.jsonl tensorboard checkpoints before.json after.json plot.png episodes.html best last"
+    )
     assert names == set(wanted.split())
     records = read_metrics(straight / "metrics.jsonl")
     assert [r["update"] for r in records if "train/score" in r] == [1, 2, 3, 4, 5, 6]
@@ -115,10 +92,66 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bits(
         assert (folder / name).read_text() == (straight / name).read_text()
     for part in ("last/model.safetensors", "last/critic.safetensors", "best/model.safetensors"):
         assert (folder / part).read_bytes() == (straight / part).read_bytes()
-    checkpoints = [next((run / "checkpoints").glob("*/tensors.safetensors")) for run in (folder, straight)]
-    ours, theirs = (load_file(path) for path in checkpoints)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for path in (straight / "checkpoints" / "00000006").iterdir():
+        assert (folder / "checkpoints" / "00000006" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before(
+    straight: Path, word_model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "damaged"
+    shutil.copytree(straight, folder)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["00000004", "00000006"]
+    damaged = folder / "checkpoints" / "00000006" / "state.json"
+    damaged.write_text(damaged.read_text().replace('"updates": 6', '"updates": 5'))
+    main(flags(folder, word_model, prompts, "--resume"))
+    said = capsys.readouterr().out
+    assert f"{damaged} is damaged" in said
+    assert "going on after update 4 of 6" in said
+    assert without_times(folder) == without_times(straight)
+    for name in ("after.json", "last/model.safetensors", "best/model.safetensors"):
+        assert (folder / name).read_bytes() == (straight / name).read_bytes()
+    for path in (straight / "checkpoints" / "00000006").iterdir():
+        assert (folder / "checkpoints" / "00000006" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_run_that_ended_goes_on_with_more_updates(word_model: Path, prompts: Path, tmp_path: Path):
+    """Where the schedule does not depend on the length, it is the longer run."""
+    constant = ["--lr-decay", "constant"]
+    main(flags(tmp_path / "short", word_model, prompts, *constant, "--updates", "2"))
+    main(flags(tmp_path / "short", word_model, prompts, *constant, "--updates", "4", "--resume"))
+    main(flags(tmp_path / "long", word_model, prompts, *constant, "--updates", "4"))
+    short, long = (
+        [record for record in without_times(tmp_path / name) if "train/score" in record] for name in ("short", "long")
+    )
+    assert short == long
+    assert [record["update"] for record in short] == [1, 2, 3, 4]
+    last = "last/model.safetensors"
+    assert (tmp_path / "short" / last).read_bytes() == (tmp_path / "long" / last).read_bytes()
+
+
+@pytest.mark.parametrize("what", ["prompts", "model"])
+def test_other_content_under_the_same_name_is_refused(what: str, word_model: Path, tmp_path: Path):
+    prompts, model = write_prompts(tmp_path / "prompts.jsonl"), tmp_path / "model"
+    shutil.copytree(word_model, model)
+    given = flags(tmp_path / "run", model, prompts, "--updates", "1", "--lora-rank", "2")
+    main(given)
+    main([*given, "--resume"])
+    if what == "prompts":
+        prompts.write_text(prompts.read_text().replace("a e", "a f"))
+    else:
+        weights = load_file(model / "model.safetensors")
+        weights["model.norm.weight"][0] += 0.5
+        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"content of {what}='[0-9a-f]{{8}}' there, '[0-9a-f]{{8}}' here"):
+        main([*given, "--resume"])
+
+
+def test_what_the_first_evaluation_refuses_leaves_no_folder(word_model: Path, prompts: Path, tmp_path: Path):
+    """BLEU without references is found when the first response is scored."""
+    with pytest.raises(Exception, match="reference"):
+        main(flags(tmp_path / "deep" / "run", word_model, prompts, "--scorer", "bleu"))
+    assert not (tmp_path / "deep").exists()
 
 
 def test_a_folder_is_not_overwritten_and_settings_may_not_change(straight: Path, word_model: Path, prompts: Path):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.fuzz import Settings, Violation, fuzz
-from textgen_env.engine import Engine
 from textgen_env.episode import Prefixes
+from textgen_env.reward import Reward
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -25,11 +25,10 @@ def test_random_play_keeps_to_the_plain_model():
 
 
 def scale_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    def score(self: Engine, *args: Any, plain: Any = Engine._score) -> Any:
-        parts, completions = plain(self, *args)
-        return {name: 1.001 * values for name, values in parts.items()}, completions
+    def parts(self: Reward, *args: Any, plain: Any = Reward.parts) -> Any:
+        return {name: 1.001 * values for name, values in plain(self, *args).items()}
 
-    monkeypatch.setattr(Engine, "_score", score)
+    monkeypatch.setattr(Reward, "parts", parts)
 
 
 def forget_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:

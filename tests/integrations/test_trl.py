@@ -52,6 +52,72 @@ def test_reward_function_hands_over_texts_tokens_references_and_further_columns(
     assert reward.__name__ == "scorer"
 
 
+def test_scorers_get_conversations_whole() -> None:
+    seen: dict[str, Any] = {}
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]
+    reward = RewardFunction(lambda completions, **columns: seen.update(columns) or [0.0] * len(completions))
+    reward([chat, "plain"], ["a", "b"], [[5], [5]])
+    assert seen["prompts"] == ["p", "plain"]
+    assert seen["messages"] == [chat, None]
+
+
+@pytest.mark.parametrize(
+    ("conversation", "text"),
+    [
+        ("plain", "plain"),
+        ([{"role": "assistant", "content": "said"}], "said"),
+        ([{"role": "user", "content": "first"}, {"role": "assistant", "content": "last"}], "last"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}], ""),
+        ([{"role": "assistant", "tool_calls": []}], ""),
+        ([{"role": "assistant", "content": ""}], ""),
+        ([{"role": "assistant", "content": []}], ""),
+        (
+            [{"role": "assistant", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]}],
+            "one two",
+        ),
+        ([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}], "what is it?"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}, "bare"]}], "bare"),
+        ({"role": "assistant", "content": "alone"}, "alone"),
+        ([], ""),
+    ],
+)
+def test_the_text_of_a_conversation(conversation: Any, text: str) -> None:
+    seen: list[str] = []
+
+    def scorer(completions: list[str], prompts: list[str]) -> list[float]:
+        seen.extend([*prompts, *completions])
+        return [0.0 for _ in completions]
+
+    RewardFunction(scorer)([conversation], [conversation], [[1]])
+    assert seen == [text, text]
+
+
+@pytest.mark.parametrize("value", [None, 3, ["a", "b"], [["a"]], b"bytes"])
+def test_what_is_no_conversation_is_named(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"completions\[1\] must be a text or a list of messages"):
+        RewardFunction(letters)(["p", "p"], ["fine", value], [[1], [1]])
+
+
+def test_none_is_left_to_trl() -> None:
+    class Parts:
+        part_names = ("a", "b")
+
+        def parts(self, completions: list[str], **_: Any) -> dict[str, list[float | None]]:
+            return {"a": [1.0, None, None], "b": [None, 2.0, None]}
+
+        def __call__(self, completions: list[str], **_: Any) -> list[float | None]:
+            return [1.0, 2.0, None]
+
+    async def maybe(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
+        return [1.0, None, 3.0]
+
+    logged: dict[str, float] = {}
+    columns = {"prompts": ["p"] * 3, "completions": ["c"] * 3, "completion_ids": [[1]] * 3}
+    assert RewardFunction(Parts())(**columns, log_metric=logged.__setitem__) == [1.0, 2.0, None]
+    assert logged == {"reward_parts/a": 1.0, "reward_parts/b": 2.0}
+    assert RewardFunction(maybe)(**columns) == [1.0, None, 3.0]
+
+
 def test_named_parts_are_summed_and_logged() -> None:
     logged: dict[str, float] = {}
     reward = RewardFunction(TwoParts(), eos_token_ids=[2])

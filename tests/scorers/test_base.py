@@ -43,7 +43,23 @@ def test_one_form_and_its_relatives() -> None:
     assert isinstance(Instance(), Scorer)
 
 
-@pytest.mark.parametrize("values", [np.array([1, 2]), torch.tensor([1.0, 2.0]), (1, 2.0), [np.float32(1), True + 1]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([1, 2]),
+        np.array([[1.0], [2.0]]),
+        np.array([[[1.0]], [[2.0]]], dtype=np.float16),
+        [np.array([1.0]), np.array(2.0)],
+        np.array([1, 2.0], dtype=object),
+        torch.tensor([1.0, 2.0]),
+        torch.tensor([[1.0], [2.0]]),
+        torch.tensor([1.0, 2.0], dtype=torch.bfloat16, requires_grad=True),
+        [torch.tensor([[1.0]]), torch.tensor(2)],
+        (1, 2.0),
+        [np.float32(1), True + 1],
+        range(1, 3),
+    ],
+)
 def test_sequences_of_numbers_are_welcome(values) -> None:
     scores = call_scorer(lambda completions: values, ["a", "b"], **COLUMNS)
     assert scores == [1.0, 2.0]
@@ -62,6 +78,18 @@ def test_sequences_of_numbers_are_welcome(values) -> None:
         (3.0, "must return a sequence"),
         ("12", "must return a sequence"),
         ([[1, 2], [3, 4]], r"got \[1, 2\]"),
+        (np.ones((2, 2)), "must return finite numbers"),
+        (np.ones((2, 0)), "must return finite numbers"),
+        (np.array(3.0), "must return a sequence of 2 floats, got ndarray"),
+        (torch.tensor(3.0), "must return a sequence of 2 floats, got Tensor"),
+        ({"a": [1.0, 2.0], "b": [1.0, 2.0]}, "must return a sequence of 2 floats, got dict .*named parts"),
+        ({}, "must return a sequence of 2 floats, got dict"),
+        ({1.0, 2.0}, "must return a sequence of 2 floats, got set"),
+        (b"12", "must return a sequence of 2 floats, got bytes"),
+        ((x for x in [1.0, 2.0]), "must return a sequence of 2 floats, got generator"),
+        ([10**400, 1.0], "must return finite numbers"),
+        ([1j, 1.0], "must return finite numbers, got 1j"),
+        (np.array([1j, 1.0]), "must return finite numbers"),
     ],
 )
 def test_bad_answers_name_scorer_prompt_and_text(values, message) -> None:
@@ -70,6 +98,40 @@ def test_bad_answers_name_scorer_prompt_and_text(values, message) -> None:
 
     with pytest.raises(ScorerError, match="my_scorer.*" + message):
         call_scorer(my_scorer, ["first", "second"], **COLUMNS)
+
+
+class Labelled:
+    """As a column of a table: what stands between brackets are labels."""
+
+    def __init__(self, values: dict) -> None:
+        self.values = values
+
+    def __getitem__(self, label):
+        return self.values[label]
+
+    def __len__(self):
+        return len(self.values)
+
+    def __iter__(self):
+        return iter(self.values.values())
+
+
+def test_scores_are_taken_by_position() -> None:
+    for labels in [("b", "a"), (1, 0), (7, 8)]:
+        values = Labelled(dict(zip(labels, [1.0, 2.0], strict=True)))
+        assert call_scorer(lambda completions, values=values: values, ["a", "b"], **COLUMNS) == [1.0, 2.0]
+
+
+def test_columns_of_pandas() -> None:
+    pd = pytest.importorskip("pandas")
+    for labels in [["b", "a"], [1, 0], [7, 8]]:
+        for dtype in ["float64", "Int64", object]:
+            values = pd.Series([1, 2], dtype=dtype, index=labels)
+            for column in [values, values.to_frame()]:
+                assert call_scorer(lambda completions, column=column: column, ["a", "b"], **COLUMNS) == [1.0, 2.0]
+    for wrong in [pd.Series([1.0, None]), pd.DataFrame([[1.0, 2.0], [3.0, 4.0]]), pd.Series(["1", "2"])]:
+        with pytest.raises(ScorerError, match="must return finite numbers"):
+            call_scorer(lambda completions, wrong=wrong: wrong, ["a", "b"], **COLUMNS)
 
 
 def test_an_exception_names_the_text_to_blame() -> None:

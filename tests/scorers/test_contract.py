@@ -18,6 +18,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "length": {"target": 4},
     "regex": {"pattern": "[A-Z]"},
     "keywords": {"keywords": ["cat", "soup"]},
+    "numeric_answer": {"column": "right"},
     "sum": {"scorers": {"length": RULE, "variety": [0.1, "distinct"]}},
     "affine": {"scorer": "rougeL", "gain": 2.0, "bias": -0.5},
     "clip": {"scorer": RULE, "low": 0.25, "high": 0.75},
@@ -49,6 +50,9 @@ class TestScorer(ScorerContract):
             pytest.importorskip(OPTIONAL[self.name])
         if self.name in FETCHED and not assets.MODELS[FETCHED[self.name]].path.exists():
             pytest.skip(f"needs: python -m textgen_env.assets fetch {FETCHED[self.name]}")
+
+    def columns(self) -> dict[str, Any]:
+        return {**super().columns(), "right": [1, 2.5, "3/4", "12", ["1", 2], "-7"]}
 
     def make_scorer(self) -> Any:
         return get_scorer(self.name, **ARGUMENTS.get(self.name, {}))

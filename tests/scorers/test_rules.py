@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 
 import pytest
 
 from textgen_env.scorers import ScorerError, call_scorer, get_scorer
+from textgen_env.scorers.json_text import find_json
 
 
 def texts(*words: int) -> list[str]:
@@ -75,6 +78,69 @@ def test_json_schema(tmp_path) -> None:
     assert get_scorer("json_schema", schema=str(tmp_path / "schema.json"))(completions)[0] == 1
     with pytest.raises(ValueError, match="the schema is not valid"):
         get_scorer("json_schema", schema={"type": "thing"})
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ('{x} {"age": 1}', 1),
+        ('[x] {"age": 1}', 1),
+        ('{{"age": 1}}', 1),
+        ('{x {"age": 1}', 1),
+        ('[1] and {"age": 1}', 1),
+        ('{"age": -1} or rather {"age": 1}', 1),
+        ('[{"age": 1}]', 1),
+        ('"{" then {"age": 1}', 1),
+        ('He said "use [" and {"age": 1}.', 1),
+        ('```json\n{"name": "[", "age": 1}\n```', 1),
+        ("{x} [1]", 0.5),
+        ('{"age": "1"}', 0.5),
+        ("{x} [y]", 0),
+        ('{"age": 1', 0),
+        ('{"age": NaN}', 0),
+        ("{'age': 1}", 0),
+        ('{"age": 1,}', 0),
+        ("3", 0),
+        ("[" * 100_000 + '{"age": 1}', 1),
+        ("[" * 100_000, 0),
+        ('{"age":' * 50_000, 0),
+        ('["\\",' * 50_000, 0),
+        ("[1," * 50_000, 0),
+        ("[" * 50_000 + "]" * 50_000, 0.5),
+        ("[" * 50_000 + "]" * 50_000 + '{"age": 1}', 1),
+    ],
+)
+def test_json_inside_other_text(text: str, score: float) -> None:
+    pytest.importorskip("jsonschema")
+    assert get_scorer("json_schema", schema=SCHEMA, partial=0.5, find=True)([text]) == [score]
+
+
+def test_json_finds_what_python_reads_at_every_bracket() -> None:
+    def by_trying(text: str) -> list[object]:
+        found = []
+        for start, letter in enumerate(text):
+            if letter in "[{":
+                with contextlib.suppress(ValueError):
+                    found.append(json.JSONDecoder().raw_decode(text, start)[0])
+        return found
+
+    rng = random.Random(0)
+    found = 0
+    for _ in range(20_000):
+        text = "".join(rng.choices('[]{}"",:: 12a\\ntrue-.e', k=rng.randint(0, 14)))
+        expected = by_trying(text)
+        found += len(expected)
+        assert sorted(map(repr, find_json(text))) == sorted(map(repr, expected)), text
+    assert found > 300
+
+
+def test_json_that_is_too_much_to_check_is_not_accepted() -> None:
+    pytest.importorskip("jsonschema")
+    nested = {"items": {"$ref": "#"}}
+    deep = "[" * 900 + "]" * 900
+    assert get_scorer("json_schema", schema=nested, partial=0.5)([deep, "[[]]"]) == [0.5, 1.0]
+    assert get_scorer("json_schema", schema={"multipleOf": 0.1}, partial=0.5)(["1e999"]) == [0.5]
+    assert get_scorer("json_schema", schema={"type": "number"})(["9" * 5000]) == [1.0]
 
 
 def test_json_without_schema() -> None:

@@ -39,7 +39,7 @@ def test_rewards_equal_sentence_score(name, arguments, metric, sign) -> None:
     scorer = get_scorer(name, **arguments)
     references = PAIRS.first_references() if name == "ter" else PAIRS.references  # TER takes its time
     expected = [
-        sign * metric.sentence_score(text, texts).score / 100
+        min(sign * metric.sentence_score(text, texts).score / 100, 1.0)  # sacrebleu's BLEU can be 1.0000000000000004
         for text, texts in zip(PAIRS.completions, references, strict=True)
     ]
     for _ in range(2):  # the second time from remembered references

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -104,7 +105,7 @@ def test_failure_gets_a_value_and_is_counted() -> None:
 
 
 def test_a_bad_answer_is_a_failure() -> None:
-    scorer = Patient(lambda completions: [None], retries=0, on_failure=0.5)
+    scorer = Patient(lambda completions: [math.nan], retries=0, on_failure=0.5)
     assert call_scorer(scorer, ["a", "b"], prompts=["", ""]) == [0.5, 0.5]
 
 

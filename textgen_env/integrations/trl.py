@@ -10,9 +10,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from textgen_env.episode import FinishReason
+from textgen_env.notices import shown
 from textgen_env.prompts import PromptSource, load_prompts, prompt_as_dict
 from textgen_env.scorers import get_scorer
-from textgen_env.scorers.base import add_parts, score_parts, scorer_name
+from textgen_env.scorers.answers import Scores, add_applying, scorer_name
+from textgen_env.scorers.base import raw_parts
 from textgen_env.vocabulary import tokenize_prompt
 
 try:
@@ -47,42 +49,66 @@ class RewardFunction:
         completion_ids: Sequence[Sequence[int]],
         references: Sequence[Sequence[str]] | None = None,
         **columns: Any,
-    ) -> list[float]:
-        """The score of each response.
+    ) -> Scores:
+        """The score of each response, `None` where the scorer does not apply, which TRL leaves out of its sum.
 
         Args:
-            prompts, completions: n texts, or n conversations, of which the last message counts.
+            prompts, completions: n texts, or n conversations, of which the text of the last message counts: all of its
+                parts together where it has several, and "" where it has none.
             completion_ids: n lists of tokens, EOS included.
             references: n lists of texts.
             **columns: further columns of the data set.
 
         Raises:
             ScorerError: the scorer failed.
+            TypeError: a prompt or completion is neither text nor conversation.
         """
         extra = {key: column for key, column in columns.items() if key not in NOT_COLUMNS}
+        conversations = [
+            None if isinstance(prompt, str) else _messages(prompt, "prompts", row) for row, prompt in enumerate(prompts)
+        ]
+        if any(messages is not None and len(messages) > 1 for messages in conversations):  # more than their last texts
+            extra.setdefault("messages", conversations)
         if self.eos_token_ids:
             extra["finish_reasons"] = [self._finish_reason(ids) for ids in completion_ids]
-        parts = score_parts(
+        parts = raw_parts(
             self.scorer,
-            [_text(completion) for completion in completions],
-            prompts=[_text(prompt) for prompt in prompts],
+            [_text(completion, "completions", row) for row, completion in enumerate(completions)],
+            prompts=[_text(prompt, "prompts", row) for row, prompt in enumerate(prompts)],
             references=references,
             completion_ids=[list(ids) for ids in completion_ids],
             **extra,
         )
         if len(parts) > 1 and "log_metric" in columns:
             for name, values in parts.items():
-                columns["log_metric"](f"reward_parts/{name}", sum(values) / len(values))
-        return add_parts(parts, len(completions))
+                if some := [value for value in values if value is not None]:
+                    columns["log_metric"](f"reward_parts/{name}", sum(some) / len(some))
+        return add_applying(parts, len(completions))
 
     def _finish_reason(self, token_ids: Sequence[int]) -> str:
         ended = len(token_ids) > 0 and token_ids[-1] in self.eos_token_ids
         return (FinishReason.EOS if ended else FinishReason.LENGTH).value
 
 
-def _text(value: Any) -> str:
-    """A text, or the content of a conversation's last message."""
-    return value if isinstance(value, str) else str(value[-1]["content"])
+def _text(value: Any, column: str, row: int) -> str:
+    """A text, or that of a conversation's last message; a message that only calls tools has none."""
+    if isinstance(value, str):
+        return value
+    messages = _messages(value, column, row)
+    content = (messages[-1].get("content") if messages else None) or ""
+    if isinstance(content, str):
+        return content
+    parts = [part if isinstance(part, Mapping) else {"text": part} for part in content]
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def _messages(value: Any, column: str, row: int) -> list[Any]:
+    messages = [value] if isinstance(value, Mapping) else value
+    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+        raise TypeError(
+            f"{column}[{row}] must be a text or a list of messages with role and content, got {shown(value)}"
+        )
+    return list(messages)
 
 
 def prompt_dataset(prompts: PromptSource) -> datasets.Dataset:

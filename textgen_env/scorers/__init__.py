@@ -6,7 +6,7 @@ Importing the package is light: the library behind a scorer is imported when tha
 from __future__ import annotations
 
 from .base import Scorer, ScorerError, add_parts, call_scorer, score_parts, scorer_name
-from .registry import corpus_score, get_scorer, scorer_names
+from .registry import corpus_score, get_scorer, register_scorer, scorer_names
 
 __all__ = [
     "Scorer",
@@ -15,6 +15,7 @@ __all__ = [
     "call_scorer",
     "corpus_score",
     "get_scorer",
+    "register_scorer",
     "score_parts",
     "scorer_name",
     "scorer_names",

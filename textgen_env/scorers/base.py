@@ -1,13 +1,17 @@
 """What a scorer is, how one is called, and how its mistakes are reported. No metric lives here.
 
-A scorer is any callable `scorer(completions, *, prompts, references, **extra) -> Sequence[float]`. A plain function
-will do; so will a reward function in the form of other trainers, `f(prompts, completions, **kwargs)`. Everything that
-calls a scorer does so through `call_scorer` or `score_parts`, which check what comes back.
+A scorer is any callable `scorer(completions, *, prompts, references, **extra) -> Sequence[float | None]`. A plain
+function will do; so will a reward function in the form of other trainers, `f(prompts, completions, **kwargs)`, and an
+`async def` of either form. Everything that calls a scorer does so through `call_scorer` or `score_parts`, which check
+what comes back.
+
+`None` for a text says that the scorer does not apply to it. It adds nothing where other parts of a sum apply, and is
+shown as 0 there; where nothing applies it is an error, as NaN always is.
 
 Optional attributes of a scorer that callers honour:
 
 * `name: str` — used in errors and as the name of its reward part;
-* `parts(completions, **same) -> Mapping[str, Sequence[float]]` with `part_names` — named parts whose sum is the score;
+* `parts(completions, **same) -> Mapping[str, Sequence[float | None]]` with `part_names` — parts whose sum is the score;
 * `dense: bool` — it wants to be asked after every token and returns potentials (see `combine.Dense`);
 * `info() -> Mapping[str, float]` — counters, such as failed calls;
 * `load_models()` — called once when an environment is made, so that a bad model does not show at an episode's end;
@@ -18,18 +22,17 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
+from .answers import ScorerError, Scores, applied, checked, scorer_name, where
+from .answers import add_parts as add_parts
+from .coroutines import wait_for
+
 _ACCEPTS: WeakKeyDictionary[Any, tuple[bool, frozenset[str] | None]] = WeakKeyDictionary()
-
-
-class ScorerError(RuntimeError):
-    """A scorer raised, or returned something other than one finite number a text. Names scorer, prompt and text."""
 
 
 @runtime_checkable
@@ -43,13 +46,7 @@ class Scorer(Protocol):
         prompts: Sequence[str],
         references: Sequence[Sequence[str]],
         **extra: Any,
-    ) -> Sequence[float]: ...
-
-
-def scorer_name(scorer: Callable[..., Any]) -> str:
-    """The name of a scorer for errors and reward parts: its `name`, else its function's or class's name."""
-    name = getattr(scorer, "name", None) or getattr(scorer, "__name__", None)
-    return name if isinstance(name, str) else type(scorer).__name__
+    ) -> Sequence[float | None]: ...
 
 
 def call_scorer(
@@ -78,10 +75,23 @@ def call_scorer(
     Raises:
         ScorerError: a completion is no text, the scorer raised, or it did not return one finite number a text.
     """
+    scores = raw_scores(scorer, completions, prompts=prompts, references=references, **extra)
+    return applied(scorer, {"": scores}, completions, prompts)[""]
+
+
+def raw_scores(
+    scorer: Callable[..., Any],
+    completions: Sequence[str],
+    *,
+    prompts: Sequence[str],
+    references: Sequence[Sequence[str]] | None = None,
+    **extra: Any,
+) -> Scores:
+    """Like `call_scorer`, with `None` for texts to which the scorer does not apply: for what is a part of something."""
     references = [[] for _ in completions] if references is None else references
     columns = {"prompts": prompts, "references": references, **extra}
     _check_inputs(scorer, completions, columns)
-    return _checked(scorer, _call(scorer, scorer, completions, columns), completions, prompts)
+    return checked(scorer, _call(scorer, scorer, completions, columns), completions, prompts)
 
 
 def call_unchecked(scorer: Callable[..., Any], completions: Sequence[str], **columns: Any) -> Any:
@@ -104,18 +114,33 @@ def score_parts(
         default_name: the part's name where the scorer has no parts (default: the scorer's name).
 
     Returns:
-        One list of n finite floats a part; the score is their sum, added up in the order of the mapping.
+        One list of n finite floats a part, 0 where it does not apply; the score is their sum, added up in the order of
+        the mapping.
     """
+    columns = {"prompts": prompts, "references": references, "default_name": default_name, **extra}
+    return applied(scorer, raw_parts(scorer, completions, **columns), completions, prompts)
+
+
+def raw_parts(
+    scorer: Callable[..., Any],
+    completions: Sequence[str],
+    *,
+    prompts: Sequence[str],
+    references: Sequence[Sequence[str]] | None = None,
+    default_name: str | None = None,
+    **extra: Any,
+) -> dict[str, Scores]:
+    """Like `score_parts`, with `None` where a part does not apply: for scorers around others."""
     references = [[] for _ in completions] if references is None else references
     if not hasattr(scorer, "parts"):
-        scores = call_scorer(scorer, completions, prompts=prompts, references=references, **extra)
+        scores = raw_scores(scorer, completions, prompts=prompts, references=references, **extra)
         return {default_name or scorer_name(scorer): scores}
     columns = {"prompts": prompts, "references": references, **extra}
     _check_inputs(scorer, completions, columns)
     parts = _call(scorer, scorer.parts, completions, columns)
     if not isinstance(parts, Mapping):
         raise ScorerError(f"scorer {scorer_name(scorer)!r}: parts() must return a mapping, got {type(parts).__name__}")
-    return {part: _checked(scorer, values, completions, prompts, part) for part, values in parts.items()}
+    return {part: checked(scorer, values, completions, prompts, part) for part, values in parts.items()}
 
 
 def part_names(scorer: Callable[..., Any]) -> tuple[str, ...]:
@@ -129,14 +154,6 @@ def select_rows(columns: Mapping[str, Any], rows: Sequence[int], n: int) -> dict
         key: [value[row] for row in rows] if isinstance(value, (list, tuple)) and len(value) == n else value
         for key, value in columns.items()
     }
-
-
-def add_parts(parts: Mapping[str, Sequence[float]], n: int) -> list[float]:
-    """The n scores of named parts: their sum from left to right, starting at 0.0."""
-    totals = [0.0] * n
-    for values in parts.values():
-        totals = [total + value for total, value in zip(totals, values, strict=True)]
-    return totals
 
 
 def usable_references(references: Sequence[Sequence[str | None] | None], scorer: str) -> list[tuple[str, ...]]:
@@ -204,9 +221,7 @@ def _call(
     keywords = {key: value for key, value in columns.items() if names is None or key in names}
     start = time.monotonic()
     try:
-        if by_keyword:
-            return method(completions=completions, **keywords)
-        return method(completions, **keywords)
+        return _invoke(method, by_keyword, completions, keywords)
     except ScorerError:  # from a scorer inside this one; it has said all there is to say
         raise
     except Exception as error:
@@ -215,8 +230,16 @@ def _call(
         row = _culprit(method, by_keyword, completions, keywords) if search else 0
         raise ScorerError(
             f"scorer {scorer_name(scorer)!r} raised {type(error).__name__}: {error}"
-            + _where(row, completions, columns["prompts"])
+            + where(row, completions, columns["prompts"])
         ) from error
+
+
+def _invoke(
+    method: Callable[..., Any], by_keyword: bool, completions: Sequence[str], keywords: Mapping[str, Any]
+) -> Any:
+    """What the callable returns, waited for where it is asynchronous."""
+    answer = method(completions=completions, **keywords) if by_keyword else method(completions, **keywords)
+    return wait_for(answer) if inspect.isawaitable(answer) else answer
 
 
 def _culprit(
@@ -226,46 +249,7 @@ def _culprit(
     for row, text in enumerate(completions):
         alone = select_rows(keywords, [row], len(completions))
         try:
-            method(completions=[text], **alone) if by_keyword else method([text], **alone)
+            _invoke(method, by_keyword, [text], alone)
         except Exception:
             return row
     return 0
-
-
-def _checked(
-    scorer: Callable[..., Any], values: Any, completions: Sequence[str], prompts: Sequence[str], part: str = ""
-) -> list[float]:
-    """The values as a list of finite floats, or a ScorerError."""
-    label = f"scorer {scorer_name(scorer)!r}" + (f", part {part!r}" if part else "")
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):
-        raise ScorerError(f"{label} must return a sequence of {len(completions)} floats, got {values!r}"[:600])
-    if len(values) != len(completions):
-        raise ScorerError(
-            f"{label} returned {len(values)} scores for {len(completions)} texts" + _where(0, completions, prompts)
-        )
-    if isinstance(values, list) and {*map(type, values)} <= {float} and all(map(math.isfinite, values)):
-        return list(values)  # the short way for most
-    return [_number(label, values[row], row, completions, prompts) for row in range(len(completions))]
-
-
-def _number(label: str, value: Any, row: int, completions: Sequence[str], prompts: Sequence[str]) -> float:
-    """One finite float; 0-d arrays and tensors are welcome, texts and `None` are not."""
-    try:
-        number = math.nan if isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ScorerError(f"{label} must return finite numbers, got {value!r}" + _where(row, completions, prompts))
-    return number
-
-
-def _where(row: int, completions: Sequence[str], prompts: Sequence[str]) -> str:
-    """Which text it happened on, for the end of a message."""
-    if not completions:
-        return " (on an empty batch)"
-    return f"; row {row}, prompt {_short(prompts[row])}, text {_short(completions[row])}"
-
-
-def _short(text: Any, limit: int = 200) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= limit else shown[:limit] + "…"

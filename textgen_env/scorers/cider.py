@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .answers import bounded
+from .arguments import hands_on
 from .base import usable_references
 from .shared_state import LRUCache
 from .words import Ngram, ngram_counts, ptb_tokenize, tokenizer_of
@@ -60,9 +62,26 @@ class DocumentFrequencies:
 
     @classmethod
     def load(cls, path: str | Path) -> DocumentFrequencies:
-        """Reads what `save` wrote."""
-        stored = json.loads(Path(path).read_text("utf-8"))
-        return cls(stored["documents"], {tuple(ngram): count for ngram, count in stored["counts"]})
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it holds something else.
+        """
+        try:
+            stored = json.loads(Path(path).read_text("utf-8"))
+            counts = {tuple(ngram): int(count) for ngram, count in stored["counts"]}
+            documents = int(stored["documents"])
+        except FileNotFoundError:
+            raise FileNotFoundError(f"cider: frequencies={str(path)!r}: there is no such file") from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"cider: frequencies={str(path)!r} must be a file that DocumentFrequencies.save wrote: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if documents < 1 or not all(1 <= count <= documents for count in counts.values()):
+            raise ValueError(f"cider: frequencies={str(path)!r} must count between 1 and {documents} documents")
+        return cls(documents, counts)
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,9 @@ class CIDEr:
         sigma: width of the length penalty, in words.
 
     Raises:
-        ValueError: unknown tokenizer; scoring without frequencies or without references.
+        ValueError: unknown tokenizer, an argument out of range, a file that holds no frequencies; scoring without
+            frequencies or without references.
+        FileNotFoundError: no such file.
     """
 
     name = "cider"
@@ -107,6 +128,10 @@ class CIDEr:
         sigma: float = 6.0,
     ) -> None:
         self.tokenizer = tokenizer_of(tokenizer, self.name)
+        if order < 1 or not 0 < sigma < math.inf or eos == "":
+            raise ValueError(
+                f"{self.name}: need order >= 1, sigma > 0 and an eos that is a word, got {order=}, {sigma=}, {eos=}"
+            )
         self.eos, self.order, self.sigma = eos, order, sigma
         self.given = frequencies is not None
         loaded = DocumentFrequencies.load(frequencies) if isinstance(frequencies, (str, Path)) else frequencies
@@ -141,7 +166,7 @@ class CIDEr:
             references, lambda: [self._vector(self._finished_tokens(reference)) for reference in references]
         )
         total = sum(self._similarity(candidate, other) for other in others)
-        return total / (len(references) * self.order)
+        return bounded(total / (len(references) * self.order))
 
     def _finished_tokens(self, text: str) -> list[str]:
         """The tokens of a text that ended by itself."""
@@ -183,11 +208,13 @@ class PlainCIDEr(CIDEr):
     clip = False
 
 
+@hands_on(CIDEr)
 def corpus_cider(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Mean CIDEr-D on the published scale, 0–10; frequencies from `references` unless given. See `CIDEr`."""
     return _corpus(CIDEr(**kwargs), completions, references)
 
 
+@hands_on(PlainCIDEr)
 def corpus_plain_cider(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Mean plain CIDEr in 0–10; arguments as for `corpus_cider`."""
     return _corpus(PlainCIDEr(**kwargs), completions, references)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from .arguments import hands_on
 from .batching import Encoding
 from .text_model import TextModel, text_model
 
@@ -39,6 +40,7 @@ class Classifier:
             model is no classifier, or cannot be loaded (see `TextModel`).
     """
 
+    @hands_on(TextModel, "task", "source", "role")
     def __init__(
         self,
         model: str | TextModel = "tiny-sentiment",
@@ -115,5 +117,6 @@ class Sentiment(Classifier):
     Arguments: see `Classifier`.
     """
 
+    @hands_on(Classifier, name="sentiment")
     def __init__(self, model: str = "tiny-sentiment", label: str | int | None = "POSITIVE", **kwargs: Any) -> None:
         super().__init__(model, label, **{"name": "sentiment", **kwargs})

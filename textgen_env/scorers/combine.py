@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
-from .base import add_parts, part_names, score_parts, scorer_name, select_rows
+from .answers import Scores, add_applying, add_parts, applying, scorer_name, times
+from .base import part_names, raw_parts, score_parts, select_rows
 from .registry import get_scorer
 from .shared_state import Lock
 from .wrapper import Parts, Spec, Wrapper
@@ -22,7 +24,8 @@ class Sum:
 
     `Sum({"style": "sentiment", "brevity": (0.2, {"name": "length", "maximum": 20})})`, or a list instead of a mapping.
     A part is named by its key, in a list by its scorer; a member with several parts has them as "key.part". With a
-    dense member the sum is dense: its other members then count 0 until a text is finished.
+    dense member the sum is dense: its other members then count 0 until a text is finished. Members that do not apply to
+    a text (`None`) are left out of its sum.
 
     Args:
         scorers: members, each a scorer or a pair [weight, scorer]; the weight is 1 by default. JSON will do.
@@ -34,9 +37,13 @@ class Sum:
     name = "sum"
 
     def __init__(self, scorers: Mapping[str, Any] | Sequence[Any]) -> None:
+        if not isinstance(scorers, (Mapping, Sequence)) or isinstance(scorers, str):
+            raise TypeError(f"sum: scorers must be a mapping or a list, got {type(scorers).__name__} {scorers!r}")
         named = scorers.items() if isinstance(scorers, Mapping) else [(None, item) for item in scorers]
-        weighted = [(key, *_weight_and_spec(item)) for key, item in named]
-        built = [(key, weight, get_scorer(spec)) for key, weight, spec in weighted]
+        for key in scorers if isinstance(scorers, Mapping) else ():
+            if not isinstance(key, str) or not key:
+                raise TypeError(f"sum: names of members must be texts that are not empty, got {key!r}")
+        built = [(key, *_member(index if key is None else key, item)) for index, (key, item) in enumerate(named)]
         self.members = [(key or scorer_name(scorer), weight, scorer) for key, weight, scorer in built]
         names = self.part_names
         if not names or len(set(names)) < len(names):
@@ -59,11 +66,11 @@ class Sum:
         result: Parts = {}
         for key, weight, scorer in self.members:
             for part, values in self._ask(scorer, completions, columns).items():
-                result[self._part(key, part, scorer)] = [weight * value for value in values]
+                result[self._part(key, part, scorer)] = times(weight, values)
         return result
 
-    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
-        return add_parts(self.parts(completions, **columns), len(completions))
+    def __call__(self, completions: Sequence[str], **columns: Any) -> Scores:
+        return add_applying(self.parts(completions, **columns), len(completions))
 
     def info(self) -> dict[str, float]:
         """All members' counters, as "key.counter"."""
@@ -97,11 +104,11 @@ class Sum:
         n = len(completions)
         reasons = columns.get("finish_reasons")
         if not self.dense or getattr(scorer, "dense", False) or reasons is None:
-            return score_parts(scorer, completions, **columns)
+            return raw_parts(scorer, completions, **columns)
         rows = [row for row in range(n) if reasons[row] is not None]
-        result = {part: [0.0] * n for part in part_names(scorer)}
+        result: Parts = {part: [0.0] * n for part in part_names(scorer)}
         if rows:
-            chosen = score_parts(scorer, [completions[row] for row in rows], **select_rows(columns, rows, n))
+            chosen = raw_parts(scorer, [completions[row] for row in rows], **select_rows(columns, rows, n))
             for part, values in chosen.items():
                 for row, value in zip(rows, values, strict=True):
                     result[part][row] = value
@@ -159,9 +166,11 @@ class Affine(Wrapper):
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """Scaled parts."""
-        inner = score_parts(self.scorer, completions, **columns)
-        scaled = {part: [self.gain * value for value in values] for part, values in inner.items()}
-        return {**scaled, "bias": [self.bias] * len(completions)} if self.bias else scaled
+        inner = raw_parts(self.scorer, completions, **columns)
+        scaled = {part: times(self.gain, values) for part, values in inner.items()}
+        if not self.bias:
+            return scaled
+        return {**scaled, "bias": [self.bias if some else None for some in applying(inner, len(completions))]}
 
 
 class Clip(Wrapper):
@@ -191,12 +200,14 @@ class Clip(Wrapper):
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """Parts whose sum keeps to the bounds (to rounding, where there are several)."""
-        inner = score_parts(self.scorer, completions, **columns)
-        totals = add_parts(inner, len(completions))
-        clipped = [min(max(total, self.low), self.high) for total in totals]
+        inner = raw_parts(self.scorer, completions, **columns)
+        totals = add_applying(inner, len(completions))
         if len(inner) == 1:
-            return dict.fromkeys(inner, clipped)
-        return {**inner, "clip": [new - old for new, old in zip(clipped, totals, strict=True)]}
+            return {part: [None if total is None else self._held(total) for total in totals] for part in inner}
+        return {**inner, "clip": [None if total is None else self._held(total) - total for total in totals]}
+
+    def _held(self, total: float) -> float:
+        return min(max(total, self.low), self.high)
 
 
 class Normalize(Wrapper):
@@ -214,8 +225,8 @@ class Normalize(Wrapper):
 
     def __init__(self, scorer: Spec, center: bool = True, epsilon: float = 1e-6) -> None:
         super().__init__(scorer)
-        if not epsilon > 0:
-            raise ValueError(f"normalize: epsilon must be positive, got {epsilon}")
+        if not 0 < epsilon < math.inf:
+            raise ValueError(f"normalize: epsilon must be positive and finite, got {epsilon}")
         self.center, self.epsilon = center, epsilon
         self._count, self._mean, self._squares = 0, 0.0, 0.0
         self._lock = Lock()
@@ -227,16 +238,20 @@ class Normalize(Wrapper):
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """Normalised parts; takes the finished texts' scores into the statistics."""
-        inner = score_parts(self.scorer, completions, **columns)
-        totals = add_parts(inner, len(completions))
+        inner = raw_parts(self.scorer, completions, **columns)
+        totals = add_applying(inner, len(completions))
         reasons = columns.get("finish_reasons") or ["eos"] * len(totals)
         with self._lock:
             for total, reason in zip(totals, reasons, strict=True):
-                if reason is not None:
+                if reason is not None and total is not None:
                     self._add(total)
             mean, std = self._mean, self._std()
-        scaled = {part: [value / std for value in values] for part, values in inner.items()}
-        return {**scaled, "mean": [-mean / std] * len(totals)} if self.center else scaled
+        scaled: Parts = {
+            part: [None if value is None else value / std for value in values] for part, values in inner.items()
+        }
+        if not self.center:
+            return scaled
+        return {**scaled, "mean": [None if total is None else -mean / std for total in totals]}
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics, and the inner scorer's state."""
@@ -261,11 +276,20 @@ class Normalize(Wrapper):
         return max(math.sqrt(self._squares / self._count), self.epsilon) if self._squares > 0 else 1.0
 
 
+def _member(key: str | int, item: Any) -> tuple[float, Callable[..., Any]]:
+    """Weight and scorer of a member; what is wrong with it says which one it is."""
+    weight, spec = _weight_and_spec(item)
+    try:
+        return weight, get_scorer(spec)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"sum, member {key!r}: {error}") from error
+
+
 def _weight_and_spec(item: Any) -> tuple[float, Any]:
     """A member of a sum: a scorer, or a pair of weight and scorer."""
     if not isinstance(item, (list, tuple)):
         return 1.0, item
-    if len(item) != 2 or isinstance(item[0], bool) or not isinstance(item[0], (int, float)):
+    if len(item) != 2 or isinstance(item[0], bool) or not isinstance(item[0], Real):
         raise ValueError(f"sum: a member must be a scorer or [weight, scorer], got {item!r}")
     if not math.isfinite(item[0]):
         raise ValueError(f"sum: weights must be finite, got {item[0]}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .base import ScorerError, call_unchecked, scorer_name
+from .answers import ScorerError, Scores, scorer_name
+from .base import call_unchecked
 from .wrapper import Wrapper
 
 
@@ -33,8 +34,8 @@ class TokenRewards:
     """Token-level rewards from a function that returns one value a token.
 
     `function(completions, *, completion_ids, prompts, …)` returns a list for each text, as long as its
-    `completion_ids`. The potential is the sum of the list. Each token is paid exactly its own value where that value
-    does not depend on the tokens after it.
+    `completion_ids`, or `None` where it does not apply. The potential is the sum of the list. Each token is paid
+    exactly its own value where that value does not depend on the tokens after it.
 
     Args:
         function: the callable; it is called like a scorer, at every step.
@@ -44,20 +45,22 @@ class TokenRewards:
     dense = True
 
     def __init__(self, function: Callable[..., Sequence[Sequence[float]]], name: str | None = None) -> None:
+        if not callable(function):
+            raise TypeError(f"token_rewards: function must be a function, got {type(function).__name__} {function!r}")
         self.function = function
         self.name = name or scorer_name(function)
 
     def __call__(
         self, completions: Sequence[str], *, completion_ids: Sequence[Sequence[int]], **columns: Any
-    ) -> list[float]:
+    ) -> Scores:
         columns = {"completion_ids": completion_ids, **columns}
         rows = call_unchecked(self.function, completions, **columns)
         if len(rows) != len(completions):
             raise ScorerError(f"scorer {self.name!r} returned {len(rows)} lists for {len(completions)} texts")
         for row, (values, ids) in enumerate(zip(rows, completion_ids, strict=True)):
-            if len(values) != len(ids):
+            if values is not None and len(values) != len(ids):
                 raise ScorerError(
                     f"scorer {self.name!r} must return one value a token: row {row} has {len(ids)} tokens, "
                     f"got {len(values)} values; text {completions[row]!r}"
                 )
-        return [float(sum(values)) for values in rows]
+        return [None if values is None else float(sum(values)) for values in rows]

@@ -71,7 +71,7 @@ class Fluency:
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             for i, score in zip(chosen, self._mean_log_probs([rows[i] for i in chosen]), strict=True):
-                scores[i] = scores[i] if math.isnan(score) else score
+                scores[i] = scores[i] if math.isnan(score) else min(score, 0.0)  # above 0 by rounding alone
         return scores if self.output == "log_probability" else [math.exp(score) for score in scores]
 
     def load_models(self) -> None:

@@ -6,6 +6,7 @@ tables, exists in Java alone and is not offered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,9 +15,10 @@ from nltk.corpus import wordnet
 from nltk.stem.porter import PorterStemmer
 from nltk.translate.meteor_score import meteor_score
 
+from .answers import bounded
 from .base import usable_references
 from .shared_state import LRUCache
-from .words import tokenizer_of
+from .words import check_nltk, tokenizer_of
 
 
 class _Stemmer:
@@ -49,7 +51,8 @@ class METEOR:
         tokenizer: "ptb", "space", or a function from text to tokens.
 
     Raises:
-        ValueError: unknown tokenizer; when scoring, a text without references.
+        ValueError: unknown tokenizer, or a number out of range; when scoring, a text without references.
+        FileNotFoundError: `synonyms`, and WordNet is not there.
     """
 
     name = "meteor"
@@ -62,6 +65,11 @@ class METEOR:
         synonyms: bool = False,
         tokenizer: str | Callable[[str], list[str]] = "ptb",
     ) -> None:
+        for argument, value, most in [("alpha", alpha, 1.0), ("beta", beta, math.inf), ("gamma", gamma, 1.0)]:
+            if not 0.0 <= value <= most or math.isinf(value):
+                raise ValueError(f"meteor: {argument} must be at least 0 and at most {most}, got {value}")
+        if synonyms:
+            check_nltk("meteor: synonyms", "wordnet", lambda: wordnet.ensure_loaded())
         self.settings = {"alpha": alpha, "beta": beta, "gamma": gamma}
         self.synonyms = synonyms
         self.tokenizer = tokenizer_of(tokenizer, self.name)
@@ -76,4 +84,5 @@ class METEOR:
     def _score(self, text: str, references: tuple[str, ...]) -> float:
         others = self._references.get_or_make(references, lambda: [self.tokenizer(other) for other in references])
         thesaurus = wordnet if self.synonyms else _NoSynonyms
-        return float(meteor_score(others, self.tokenizer(text), stemmer=_STEMMER, wordnet=thesaurus, **self.settings))
+        score = meteor_score(others, self.tokenizer(text), stemmer=_STEMMER, wordnet=thesaurus, **self.settings)
+        return bounded(score)

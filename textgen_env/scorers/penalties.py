@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .base import part_names, score_parts
+from .answers import Scores, applying
+from .base import part_names, raw_parts
 from .wrapper import Parts, Spec, Wrapper
 
 
@@ -28,6 +29,8 @@ class EosPenalty(Wrapper):
         super().__init__(scorer)
         if not 0 <= penalty < math.inf:
             raise ValueError(f"eos_penalty: penalty must be at least 0, got {penalty}")
+        if isinstance(accept, str):
+            raise ValueError(f"eos_penalty: accept must be a list of finish reasons, got the text {accept!r}")
         self.penalty, self.accept = penalty, (None, *accept)
 
     @property
@@ -40,7 +43,7 @@ class EosPenalty(Wrapper):
         if columns.get("finish_reasons") is None:
             raise ValueError("eos_penalty: needs finish_reasons, which were not given")
         penalties = [0.0 if reason in self.accept else -self.penalty for reason in columns["finish_reasons"]]
-        return {**score_parts(self.scorer, completions, **columns), "eos_penalty": penalties}
+        return _with_penalties(raw_parts(self.scorer, completions, **columns), "eos_penalty", penalties)
 
 
 class OverlongPenalty(Wrapper):
@@ -82,8 +85,15 @@ class OverlongPenalty(Wrapper):
         penalties = [
             0.0 if reason is None else self._penalty(length) for length, reason in zip(lengths, reasons, strict=True)
         ]
-        return {**score_parts(self.scorer, completions, **columns), "overlong_penalty": penalties}
+        return _with_penalties(raw_parts(self.scorer, completions, **columns), "overlong_penalty", penalties)
 
     def _penalty(self, length: int) -> float:
         beyond = length - (self.maximum - self.margin)
         return -self.penalty * min(max(beyond / self.margin, 0.0), 1.0)
+
+
+def _with_penalties(inner: Parts, name: str, penalties: Sequence[float]) -> Parts:
+    """The inner parts and one more, which applies where they do."""
+    some = applying(inner, len(penalties))
+    own: Scores = [penalty if applies else None for penalty, applies in zip(penalties, some, strict=True)]
+    return {**inner, name: own}

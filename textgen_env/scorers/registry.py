@@ -7,10 +7,16 @@ used.
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from .base import scorer_name
+from textgen_env.notices import shown
+
+from .answers import scorer_name
+from .arguments import check_arguments, close_to
 
 _LOCATIONS = {
     # lexical: completions against references
@@ -42,6 +48,7 @@ _LOCATIONS = {
     "regex": "formats:Regex",
     "json_schema": "formats:JsonSchema",
     "keywords": "formats:Keywords",
+    "numeric_answer": "numeric_answer:NumericAnswer",
     "vader": "vader:Vader",
     # around other scorers
     "sum": "combine:Sum",
@@ -70,37 +77,148 @@ _CORPUS = {
 }
 
 
+_REGISTERED: dict[str, str] = {}
+_LOCATION = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+
+
+def register_scorer(name: str, location: str) -> None:
+    """Give a scorer of one's own a name, under which descriptions and the command line find it.
+
+    Nothing is imported until the scorer is made. Names hold for this process; descriptions that other processes read
+    can say "module:attribute" themselves.
+
+    Args:
+        name: the new name, without a colon.
+        location: "module:attribute", where the attribute is a class, a scorer, or a function that makes one (see
+            `get_scorer`).
+
+    Raises:
+        TypeError, ValueError: a name or a location of another form, or a name that stands for something else already.
+    """
+    if not isinstance(name, str) or not name.strip() or ":" in name:
+        raise ValueError(f"register_scorer: name must be a text without a colon, and not empty, got {shown(name)}")
+    if not isinstance(location, str) or not _LOCATION.fullmatch(location):
+        hint = "" if not callable(location) else "; a callable needs no name, it can be handed over as it is"
+        raise ValueError(f'register_scorer: location must be "module:attribute", got {shown(location)}{hint}')
+    if (before := _REGISTERED.get(name) or _LOCATIONS.get(name, location)) != location:
+        raise ValueError(f"register_scorer: {name!r} is the name of {before} already, it cannot be that of {location}")
+    _REGISTERED[name] = location
+
+
 def scorer_names() -> list[str]:
     """All names that `get_scorer` knows."""
-    return sorted(_LOCATIONS)
+    return sorted([*_LOCATIONS, *_REGISTERED])
 
 
 def get_scorer(spec: str | Mapping[str, Any] | Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
     """Makes a scorer from what a user or a registered task wrote.
 
     Args:
-        spec: a name (`"bleu"`); a JSON mapping `{"name": "bleu", **arguments}`; `{"sum": …}`, which is short for
-            `{"name": "sum", "scorers": …}` (see `combine.Sum`); or a callable, which is returned as it is.
+        spec: a name (`"bleu"`), or the place of one's own (`"module:attribute"`); a JSON mapping `{"name": "bleu",
+            **arguments}`; `{"sum": …}`, which is short for `{"name": "sum", "scorers": …}` (see `combine.Sum`); or a
+            callable, which is returned as it is.
         **kwargs: arguments of the named scorer; they win over those of the mapping.
 
+    Of one's own scorers, a class is made with the arguments, and so is what a function returns that has no room for
+    completions beside them. Any other function is the scorer, called with the arguments each time. Naming a module runs
+    its code.
+
     Raises:
-        ValueError: unknown name (the message lists all), or a mapping without a name.
-        TypeError: `spec` is none of the above, or arguments were given along with a callable.
+        ValueError: unknown name (the message lists all), a mapping without a name, or an argument out of its range.
+        TypeError: `spec` is none of the above, arguments were given along with a callable, or they are not those of the
+            scorer.
+        ImportError: a module or library that is not there, or fails.
     """
     if isinstance(spec, str):
-        return _load(_LOCATIONS, spec)(**kwargs)
+        return _make(spec, kwargs)
     if isinstance(spec, Mapping):
-        if "sum" in spec:
-            spec = {"name": "sum", "scorers": spec["sum"], **{key: spec[key] for key in spec if key != "sum"}}
-        if "name" not in spec:
-            raise ValueError(f'scorer: a mapping needs the key "name" or "sum", got keys {sorted(spec)}')
-        arguments = {key: value for key, value in spec.items() if key != "name"}
-        return get_scorer(spec["name"], **{**arguments, **kwargs})
+        name, arguments = _parsed(spec)
+        return _make(name, {**arguments, **kwargs})
+    if isinstance(spec, type):
+        raise TypeError(f"scorer: got the class {spec.__name__}, which scores nothing; make one: {spec.__name__}(…)")
     if not callable(spec):
-        raise TypeError(f"scorer: expected a name, a mapping or a callable, got {type(spec).__name__} {spec!r}")
+        hint = '; a sum of several is {"sum": [...]}' if isinstance(spec, (list, tuple)) else ""
+        kind = type(spec).__name__
+        raise TypeError(f"scorer: expected a name, a mapping or a callable, got {kind} {shown(spec)}{hint}")
     if kwargs:
         raise TypeError(f"scorer: arguments {sorted(kwargs)} go with a name, not with the callable {scorer_name(spec)}")
     return spec
+
+
+def _parsed(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments in a mapping."""
+    arguments = dict(spec)
+    if wrong := [key for key in arguments if not isinstance(key, str)]:
+        raise TypeError(f"scorer: keys of a mapping must be texts, got {shown(wrong[0])} in {shown(arguments)}")
+    if "sum" in arguments:
+        if "name" in arguments:
+            raise ValueError(f'scorer: a mapping has either "sum" or "name", got both in {shown(arguments)}')
+        return "sum", {"scorers": arguments.pop("sum"), **arguments}
+    if "name" not in arguments:
+        raise ValueError(f'scorer: a mapping needs the key "name" or "sum", got keys {sorted(arguments)}')
+    if not isinstance(name := arguments.pop("name"), str):
+        raise TypeError(f"scorer: name must be a text, got {type(name).__name__} {shown(name)} in {shown(dict(spec))}")
+    return name, arguments
+
+
+def _make(name: str, arguments: dict[str, Any]) -> Callable[..., Any]:
+    """The scorer of a name with these arguments."""
+    if name in _LOCATIONS:
+        found = _load(_LOCATIONS, name)
+    else:
+        found = _imported(name, _REGISTERED.get(name, name))
+    if not isinstance(found, type) and _takes_completions(found, arguments):
+        return _bound(name, found, arguments) if arguments else found
+    check_arguments(name, found, arguments)
+    scorer = found(**arguments)
+    if not callable(scorer):
+        raise TypeError(f"scorer {name!r}: {found!r} must make a callable, got {type(scorer).__name__} {shown(scorer)}")
+    return scorer
+
+
+def _bound(name: str, scorer: Callable[..., Any], arguments: dict[str, Any]) -> Callable[..., Any]:
+    """A scorer that is a function, with some of its arguments."""
+    if not inspect.isroutine(scorer):
+        raise TypeError(f"scorer {name!r} is an object, which takes no arguments here, got {shown(arguments)}")
+    check_arguments(name, scorer, arguments, complete=False)
+    bound = partial(scorer, **arguments)
+    bound.name = scorer_name(scorer)  # type: ignore[attr-defined]
+    return bound
+
+
+def _takes_completions(function: Callable[..., Any], arguments: Mapping[str, Any]) -> bool:
+    """Whether a function has room for completions beside its arguments: then it is a scorer and does not make one."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return True
+    if any(p.name == "completions" or p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return bool(positional) and positional[0].default is inspect.Parameter.empty and positional[0].name not in arguments
+
+
+def _imported(name: str, location: str) -> Callable[..., Any]:
+    """What "module:attribute" stands for."""
+    if not _LOCATION.fullmatch(location):
+        names = scorer_names()
+        raise ValueError(
+            f'scorer: unknown name {name!r}; known names: {", ".join(names)}, and "module:attribute" for one\'s own'
+            f"{close_to(name, names)}"
+        )
+    module, _, attribute = location.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:  # whatever its code does
+        raise ImportError(f"scorer {name!r}: cannot import {module}: {type(error).__name__}: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [other for other in dir(found) if not other.startswith("_")]
+            raise ValueError(f"scorer {name!r}: {module} has no {attribute!r}{close_to(part, public)}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise TypeError(f"scorer {name!r}: {location} must be callable, got {type(found).__name__} {shown(found)}")
+    return found
 
 
 def corpus_score(name: str, completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
@@ -124,13 +242,16 @@ def corpus_score(name: str, completions: Sequence[str], references: Sequence[Seq
             f"corpus_score: need as many lists of references as completions, and at least one; "
             f"got {len(completions)} completions and {len(references)} lists of references"
         )
-    return float(_load(_CORPUS, name)(completions, references, **kwargs))
+    found = _load(_CORPUS, name)
+    check_arguments(name, found, kwargs, complete=False)
+    return float(found(completions, references, **kwargs))
 
 
 def _load(locations: Mapping[str, str], name: str) -> Callable[..., Any]:
     """Imports the module that holds `name` and returns its class or function."""
-    if name not in locations:
-        raise ValueError(f"scorer: unknown name {name!r}; known names: {', '.join(sorted(locations))}")
+    if not isinstance(name, str) or name not in locations:
+        names = sorted(locations)
+        raise ValueError(f"scorer: unknown name {shown(name)}; known names: {', '.join(names)}{close_to(name, names)}")
     module, attribute = locations[name].split(":")
     try:
         return getattr(importlib.import_module(f"{__package__}.{module}"), attribute)

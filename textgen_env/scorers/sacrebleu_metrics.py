@@ -6,12 +6,15 @@ a task asks for the same references in every epoch; scales; and what to do with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 from sacrebleu import metrics
 
+from .answers import bounded
+from .arguments import hands_on
 from .base import usable_references
 from .shared_state import LRUCache
 from .words import ngram_counts
@@ -39,7 +42,7 @@ class _SacrebleuScorer:
 
     def _score(self, text: str, references: tuple[str, ...]) -> float:
         """The reward of one text."""
-        return self._published(text, references) / 100.0
+        return bounded(self._published(text, references) / 100.0)
 
     def _published(self, text: str, references: tuple[str, ...]) -> float:
         """The metric as sacrebleu prints it."""
@@ -121,6 +124,10 @@ class ChrF(_SacrebleuScorer):
         whitespace: bool = False,
         eps_smoothing: bool = False,
     ) -> None:
+        if char_order < 1 or word_order < 0 or beta <= 0:
+            raise ValueError(
+                f"chrf: need char_order >= 1, word_order >= 0 and beta > 0, got {char_order=}, {word_order=}, {beta=}"
+            )
         super().__init__(
             metrics.CHRF(
                 char_order=char_order,
@@ -156,6 +163,8 @@ class TER(_SacrebleuScorer):
         case_sensitive: bool = False,
         max_words: int = 400,
     ) -> None:
+        if max_words < 0:
+            raise ValueError(f"ter: max_words must be at least 0, got {max_words}")
         super().__init__(
             metrics.TER(
                 normalized=normalized, no_punct=no_punct, asian_support=asian_support, case_sensitive=case_sensitive
@@ -165,8 +174,8 @@ class TER(_SacrebleuScorer):
 
     def _score(self, text: str, references: tuple[str, ...]) -> float:
         if max(len(t.split()) for t in (text, *references)) > self.max_words:
-            return -self._without_shifts(text, references)
-        return -self._published(text, references) / 100.0
+            return 0.0 - self._without_shifts(text, references)
+        return 0.0 - self._published(text, references) / 100.0
 
     def _without_shifts(self, text: str, references: tuple[str, ...]) -> float:
         """Fewest word edits to a reference over the mean reference length, as in TER but for shifts."""
@@ -177,6 +186,7 @@ class TER(_SacrebleuScorer):
         return edits / mean_length if mean_length else float(edits > 0)
 
 
+@hands_on(BLEU, effective_order=False)
 def corpus_bleu(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Corpus BLEU in [0, 100], without effective order unless asked for. Arguments as for `BLEU`."""
     settings = {"tokenize": "13a", "lowercase": False, "smooth_method": "exp", "smooth_value": None}
@@ -184,22 +194,24 @@ def corpus_bleu(completions: Sequence[str], references: Sequence[Sequence[str]],
     return _corpus(_bleu(**{**settings, **kwargs}), completions, references)
 
 
+@hands_on(ChrF)
 def corpus_chrf(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Corpus chrF in [0, 100]. Arguments as for `ChrF`."""
     return _corpus(metrics.CHRF(**kwargs), completions, references)
 
 
+@hands_on(TER, "max_words")
 def corpus_ter(completions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> float:
     """Corpus TER in [0, ∞) per cent; lower is better. Arguments as for `sacrebleu.TER`."""
-    return _corpus(metrics.TER(**kwargs), completions, references)
+    return _corpus(metrics.TER(**kwargs), completions, references, math.inf)
 
 
-def _corpus(metric: Any, completions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """`corpus_score` of sacrebleu, whose references come as streams, filled up with `None`."""
+def _corpus(metric: Any, completions: Sequence[str], references: Sequence[Sequence[str]], high: float = 100.0) -> float:
+    """`corpus_score` of sacrebleu, whose references come as streams, filled up with `None`; no more than `high`."""
     rows = usable_references(references, "corpus_score")
     longest = max(map(len, rows))
     streams = [[row[i] if i < len(row) else None for row in rows] for i in range(longest)]
-    return float(metric.corpus_score(list(completions), streams).score)
+    return bounded(metric.corpus_score(list(completions), streams).score, high=high)
 
 
 def _bleu(
@@ -216,6 +228,10 @@ def _bleu(
     if smooth_method not in metrics.BLEU.SMOOTH_DEFAULTS:
         choices = ", ".join(metrics.BLEU.SMOOTH_DEFAULTS)
         raise ValueError(f"bleu: smooth_method must be one of {choices}, got {smooth_method!r}")
+    if max_ngram_order < 1:
+        raise ValueError(f"bleu: max_ngram_order must be at least 1, got {max_ngram_order}")
+    if smooth_value is not None and not 0 <= smooth_value < math.inf:
+        raise ValueError(f"bleu: smooth_value must be at least 0, got {smooth_value}")
     return metrics.BLEU(
         tokenize=tokenize,
         lowercase=lowercase,

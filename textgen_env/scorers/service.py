@@ -10,8 +10,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .base import ScorerError, call_scorer, score_parts, scorer_name, select_rows
+from .answers import ScorerError, Scores, scorer_name
+from .base import raw_parts, raw_scores, select_rows
+from .coroutines import give_up
+from .formats import check_failure
 from .shared_state import Lock, LRUCache
+from .worker import Workers, pickled
 from .wrapper import Spec, Wrapper
 
 
@@ -31,12 +35,16 @@ class Cached(Wrapper):
 
     def __init__(self, scorer: Spec, maxsize: int = 65536, columns: Sequence[str] = ()) -> None:
         super().__init__(scorer)
+        if isinstance(columns, str):
+            raise ValueError(f"cached: columns must be a list of names, got the text {columns!r}")
+        if maxsize < 1:
+            raise ValueError(f"cached: maxsize must be at least 1, got {maxsize}")
         self.columns = tuple(columns)
         self._scores = LRUCache(maxsize)
         self.hits = self.misses = 0
         self._lock = Lock()
 
-    def parts(self, completions: Sequence[str], **columns: Any) -> Mapping[str, Sequence[float]]:
+    def parts(self, completions: Sequence[str], **columns: Any) -> Mapping[str, Scores]:
         """Parts from memory, and from the scorer for new texts, in one batch."""
         n = len(completions)
         keys = [self._key(completions, columns, row) for row in range(n)]
@@ -46,7 +54,7 @@ class Cached(Wrapper):
         with self._lock:
             self.hits, self.misses = self.hits + n - len(rows), self.misses + len(rows)
         if rows:
-            parts = score_parts(self.scorer, [completions[row] for row in rows], **select_rows(columns, rows, n))
+            parts = raw_parts(self.scorer, [completions[row] for row in rows], **select_rows(columns, rows, n))
             for row, values in zip(rows, zip(*parts.values(), strict=True), strict=True):
                 known[keys[row]] = values
                 self._scores.put(keys[row], values)
@@ -64,8 +72,15 @@ class Patient(Wrapper):
     badly or exceeds `timeout` is sent again after backoff, 2·backoff, 4·backoff … seconds. When all attempts of a
     request have failed, a ScorerError is raised, or its texts get the score `on_failure` and are counted in `info()`.
 
-    A call that exceeds its time cannot be killed from outside: its thread is left behind and ends with the process, so
-    an endpoint's client should have a time limit of its own. The scorer must be thread-safe. Its parts become one.
+    What can be interrupted: an `async def` is cancelled. Any other call runs in a thread, which Python cannot end: it
+    is left behind until it returns or the process ends, so that an endpoint's client should have a time limit of its
+    own; and while it computes inside a C library that does not let other threads run, as Python's `re` does, nobody is
+    there to see that its time is over. With `process` each request runs in one of `workers` processes, and one that
+    does not answer in time is ended, whatever it does. The scorer must then be importable and picklable, not defined in
+    the script or notebook that runs; its models are loaded once per process, and what it learns while scoring stays
+    there (put `Normalize` around `Patient`, not into it).
+
+    Without `process` the scorer must be thread-safe. Its parts become one.
 
     Args:
         scorer: the slow one.
@@ -76,9 +91,11 @@ class Patient(Wrapper):
         backoff: seconds before the first further attempt.
         max_backoff: seconds at most between attempts.
         on_failure: "raise", or the score of texts that could not be scored.
+        process: ask in processes instead of threads. The time to start one does not count.
 
     Raises:
         ValueError: an argument outside its range.
+        TypeError: `process`, and the scorer cannot be pickled.
     """
 
     def __init__(
@@ -91,18 +108,22 @@ class Patient(Wrapper):
         backoff: float = 0.5,
         max_backoff: float = 30.0,
         on_failure: str | float = "raise",
+        process: bool = False,
     ) -> None:
         super().__init__(scorer)
-        if min(workers, batch_size) < 1 or retries < 0 or not timeout > 0 or min(backoff, max_backoff) < 0:
+        counts = min(workers, batch_size) >= 1 and retries >= 0
+        if not (counts and 0 < timeout < math.inf and min(backoff, max_backoff) >= 0):
             raise ValueError(
-                f"patient: need workers, batch_size >= 1, timeout > 0, and retries, backoff, max_backoff >= 0; got "
-                f"{workers=}, {batch_size=}, {timeout=}, {retries=}, {backoff=}, {max_backoff=}"
+                f"patient: need workers, batch_size >= 1, finite timeout > 0, retries, backoff, max_backoff >= 0, "
+                f"got {workers=}, {batch_size=}, {timeout=}, {retries=}, {backoff=}, {max_backoff=}"
             )
-        if on_failure != "raise" and not (isinstance(on_failure, (int, float)) and math.isfinite(on_failure)):
-            raise ValueError(f'patient: on_failure must be "raise" or a finite number, got {on_failure!r}')
+        check_failure("patient: on_failure", on_failure)
         self.workers, self.batch_size, self.timeout = workers, batch_size, timeout
         self.retries, self.backoff, self.max_backoff = retries, backoff, max_backoff
-        self.on_failure = on_failure
+        self.on_failure, self.process = on_failure, process
+        if process:
+            pickled(self.scorer, self.name)  # refused now rather than at the end of the first episode
+        self._workers = Workers(self.scorer)
         self._failed = self._retried = 0
         self._lock = Lock()
 
@@ -111,7 +132,7 @@ class Patient(Wrapper):
         """One part, named like the scorer."""
         return (scorer_name(self.scorer),)
 
-    def parts(self, completions: Sequence[str], **columns: Any) -> Mapping[str, Sequence[float]]:
+    def parts(self, completions: Sequence[str], **columns: Any) -> Mapping[str, Scores]:
         """The scores of all requests, in order."""
         n = len(completions)
         requests = [range(start, min(start + self.batch_size, n)) for start in range(0, n, self.batch_size)]
@@ -127,11 +148,28 @@ class Patient(Wrapper):
             pool.shutdown(wait=False, cancel_futures=True)  # after a failure nobody waits for the other requests
         return {self.part_names[0]: [score for answer in answers for score in answer]}
 
+    def load_models(self) -> None:
+        """Load the scorer's models, where it will be asked."""
+        if self.process:
+            self._workers.give_back(self._workers.borrow())
+        else:
+            super().load_models()
+
+    def fit_references(self, references: Sequence[Sequence[str]]) -> None:
+        """Fits the inner scorer, before any process has a copy of it."""
+        super().fit_references(references)
+        self._workers = Workers(self.scorer)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._workers = Workers(self.scorer)
+
     def info(self) -> dict[str, float]:
         """Texts that got `on_failure`, attempts that were repeated, and the scorer's own counters."""
         return {**super().info(), "failed": float(self._failed), "retried": float(self._retried)}
 
-    def _request(self, completions: list[str], columns: dict[str, Any]) -> list[float]:
+    def _request(self, completions: list[str], columns: dict[str, Any]) -> Scores:
         """The scores of one request, after as many attempts as it takes."""
         for attempt in range(self.retries + 1):
             try:
@@ -147,23 +185,33 @@ class Patient(Wrapper):
             self._failed += len(completions)
         return [float(self.on_failure)] * len(completions)
 
-    def _attempt(self, completions: list[str], columns: dict[str, Any]) -> list[float]:
-        """One call in a thread of its own, so that it can be left behind."""
-        answer: queue.SimpleQueue[list[float] | Exception] = queue.SimpleQueue()
+    def _attempt(self, completions: list[str], columns: dict[str, Any]) -> Scores:
+        """One call in a thread of its own, so that it can be left behind or ended."""
+        answer: queue.SimpleQueue[Scores | Exception] = queue.SimpleQueue()
+        worker = self._workers.borrow() if self.process else None
 
         def ask() -> None:
             try:
-                answer.put(call_scorer(self.scorer, completions, **columns))
+                if worker is None:
+                    answer.put(raw_scores(self.scorer, completions, **columns))
+                else:
+                    answer.put(worker.ask(completions, columns, self.timeout))
             except Exception as error:
                 answer.put(error)
 
-        threading.Thread(target=ask, daemon=True).start()
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
         try:
             result = answer.get(timeout=self.timeout)
         except queue.Empty:
+            give_up(thread)
+            if worker is not None:
+                worker.kill()
             raise ScorerError(
                 f"scorer {self.name!r} took more than {self.timeout} s; text {completions[0]!r}"
             ) from None
+        if worker is not None:
+            self._workers.give_back(worker)
         if isinstance(result, Exception):
             raise result
         return result

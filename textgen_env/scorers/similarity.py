@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .answers import bounded
+from .arguments import hands_on
 from .base import usable_references
 from .shared_state import LRUCache
 from .text_model import TextModel, text_model
@@ -32,6 +34,7 @@ class Similarity:
 
     name = "similarity"
 
+    @hands_on(TextModel, "task", "source", "role", max_length=256)
     def __init__(
         self, model: str | TextModel = "minilm", against: str = "references", multi: str = "best", **kwargs: Any
     ) -> None:
@@ -71,7 +74,7 @@ class Similarity:
         self.model.load_models()
 
     def _combine(self, cosines: torch.Tensor) -> float:
-        return float(cosines.max() if self.multi == "best" else cosines.mean())
+        return bounded(float(cosines.max() if self.multi == "best" else cosines.mean()), -1.0, 1.0)
 
     def _embed_known(self, texts: set[str]) -> dict[str, torch.Tensor]:
         """Embeddings of references, each computed once."""

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import regex
 
 Tokenizer = Callable[[str], list[str]]
 Ngram = tuple[str, ...]
 
-_CLITIC = re.compile(r"(?<=\w)(n't|'s|'m|'d|'ll|'re|'ve)\b")
-_TOKEN = re.compile(r"n't\b|'(?:s|m|d|ll|re|ve)\b|\w+(?:[-.,'/]\w+)*")
+# `\w` would be shorter, but Python's leaves out the marks in which many scripts write vowels, and accents where text is
+# decomposed, and regex's leaves out "½". Joiners hold the parts of a Persian or Sinhala word together.
+LETTER = r"[\p{L}\p{N}\p{M}_]"
+_WORD = rf"(?:[\p{{L}}\p{{N}}_]|(?=\p{{Alphabetic}})\p{{M}})(?:[\u200c\u200d]*{LETTER})*"
+_JOINT = r"[-.,'/\u05f3\u05f4\u066b\u066c]"  # with Hebrew's geresh and gershayim, and Arabic's signs in numbers
+_CLITIC = regex.compile(rf"(?<={LETTER})(n't|'s|'m|'d|'ll|'re|'ve)(?!{LETTER})")
+_TOKEN = regex.compile(rf"n't(?!{LETTER})|'(?:s|m|d|ll|re|ve)(?!{LETTER})|{_WORD}(?:{_JOINT}{_WORD})*")
+_SOFT_HYPHEN = "\u00ad"
 
 
 def ptb_tokenize(text: str) -> list[str]:
@@ -19,24 +28,47 @@ def ptb_tokenize(text: str) -> list[str]:
     Clitics become tokens of their own ("don't" → "do n't", "it's" → "it 's"); hyphens, points, commas, apostrophes and
     slashes inside words and numbers stay ("well-known", "3.5"); all other punctuation goes. It agrees with the Java
     tokenizer of pycocoevalcap on ordinary captions, not on every abbreviation.
+
+    Words of any script keep their vowel signs, points and accents, and however these are encoded the word is the same
+    (the tokens are in Unicode's form NFC). What is written without spaces is not split: give such texts with spaces
+    between their words, or a tokenizer of their language.
     """
-    return _TOKEN.findall(_CLITIC.sub(r" \1", text.lower().replace("’", "'")))
+    text = composed(text.lower()).replace("’", "'").replace(_SOFT_HYPHEN, "")
+    return _TOKEN.findall(_CLITIC.sub(r" \1", text))
+
+
+def composed(text: str) -> str:
+    """The text in Unicode's form NFC, so that a letter with an accent or a point is the same however it was typed."""
+    return unicodedata.normalize("NFC", text)
 
 
 _TOKENIZERS: dict[str, Tokenizer] = {"ptb": ptb_tokenize, "space": str.split}
 
 
-def tokenizer_of(choice: str | Tokenizer, scorer: str) -> Tokenizer:
+def tokenizer_of(choice: str | Tokenizer | None, scorer: str, *further: str) -> Tokenizer:
     """The tokenizer called "ptb" or "space" (texts are tokenised already), or a function as it is.
 
     Raises:
-        ValueError: unknown name; the message names the scorer.
+        ValueError: unknown name; the message names the scorer and all names, with those that it knows by itself.
     """
-    if not isinstance(choice, str):
+    if callable(choice):
         return choice
-    if choice not in _TOKENIZERS:
-        raise ValueError(f"{scorer}: tokenizer must be one of {', '.join(_TOKENIZERS)} or a function, got {choice!r}")
+    if not isinstance(choice, str) or choice not in _TOKENIZERS:
+        names = ", ".join([*further, *_TOKENIZERS])
+        raise ValueError(f"{scorer}: tokenizer must be one of {names} or a function, got {choice!r}")
     return _TOKENIZERS[choice]
+
+
+def check_nltk(what: str, package: str, use: Callable[[], Any]) -> None:
+    """See that data of nltk are there, by using them.
+
+    Raises:
+        FileNotFoundError: they are not; the message says how to get them.
+    """
+    try:
+        use()
+    except LookupError:
+        raise FileNotFoundError(f"{what} needs data of nltk: python -m nltk.downloader {package}") from None
 
 
 def ngram_counts(tokens: Sequence[str], order: int) -> Counter[Ngram]:

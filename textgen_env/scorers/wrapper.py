@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .base import add_parts, part_names, score_parts, scorer_name
+from .answers import Scores, add_applying, scorer_name
+from .base import part_names, raw_parts
 from .registry import get_scorer
 
 Spec = str | Mapping[str, Any] | Callable[..., Any]
-Parts = dict[str, list[float]]
+Parts = dict[str, Scores]
 
 
 class Wrapper:
     """A scorer around one other: hands on its parts, name, density, counters, fitting and state.
 
-    A subclass changes `parts`, and `part_names` where it adds one. The call returns the sum of the parts.
+    A subclass changes `parts`, and `part_names` where it adds one. The call returns the sum of the parts. To a text to
+    which the inner scorer does not apply, what is around it does not either.
     """
 
     def __init__(self, scorer: Spec) -> None:
@@ -36,12 +38,12 @@ class Wrapper:
         """Whether the inner scorer is to be asked at every step."""
         return bool(getattr(self.scorer, "dense", False))
 
-    def parts(self, completions: Sequence[str], **columns: Any) -> Mapping[str, Sequence[float]]:
-        """One list of n floats a part."""
-        return score_parts(self.scorer, completions, **columns)
+    def parts(self, completions: Sequence[str], **columns: Any) -> Mapping[str, Scores]:
+        """One list of n floats a part, `None` where the inner scorer's does not apply."""
+        return raw_parts(self.scorer, completions, **columns)
 
-    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
-        return add_parts(self.parts(completions, **columns), len(completions))
+    def __call__(self, completions: Sequence[str], **columns: Any) -> Scores:
+        return add_applying(self.parts(completions, **columns), len(completions))
 
     def info(self) -> dict[str, float]:
         """The inner scorer's counters."""

@@ -42,5 +42,5 @@ class UniformInfo(gym.Wrapper, gym.utils.RecordConstructorArgs):
             **texts,
             **numbers,
             "response_length": int(self._engine.prefixes.response_lengths[0]),
-            "reward_parts": {name: paid.get(name, 0.0) for name in (*self._engine.part_names, "kl")},
+            "reward_parts": {name: paid.get(name, 0.0) for name in (*self._engine.reward.part_names, "kl")},
         }

@@ -1,0 +1,82 @@
+"""The settings that every trainer shares; read as command-line flags, checked where they are made.
+
+What lives here: what is trained on what, how long, and how often is looked and saved. What does not: the settings of an
+algorithm (``ppo_config.py``, ``sb3_ppo.py``) and of the weights (``policy.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .setting_checks import COUNT, FLAG, POSITIVE, SEED, TEXT, check, choice, optional
+
+
+@dataclass
+class TaskSettings:
+    """What is trained on what and where it is kept: the settings that every trainer shares."""
+
+    env: str = "textgen/Sentiment-v0"
+    """Gymnasium id of a token environment."""
+    model: str = "tiny"
+    """The actor and, frozen, the reference: an embedded or fetched name, a folder, a GGUF file or a hub id."""
+    prompts: str | None = None
+    """A JSONL file or the name of a prompt set, instead of the task's own."""
+    scorer: str | None = None
+    """Name of a scorer, or its JSON form, instead of the task's own."""
+    max_new_tokens: int | None = None
+    """Length limit of a response, instead of the task's own."""
+    max_prompt_tokens: int | None = None
+    """Length limit of a prompt, instead of the task's own."""
+    temperature: float = 1.0
+    """Divides the logits of policy and reference."""
+    num_envs: int = 64
+    """Slots that are decoded side by side."""
+    eval_prompts: int = 128
+    """Prompts held out for evaluation; never trained on unless there are too few."""
+    device: str = "cpu"
+    """Torch device."""
+    dtype: str = "float32"
+    """Type of the weights: float32 or bfloat16 (optimised through fp32 masters)."""
+    output: str | None = None
+    """The run's folder; default: runs/<task>-seed<seed>, with a number behind it if that exists."""
+    seed: int = 1
+    """Seeds sampling, shuffling, prompts and new weights; global generators are left alone."""
+    resume: bool = False
+    """Go on from the last checkpoint in the output folder, if there is one; a run that was killed ends with the same
+    numbers."""
+    debug: bool = False
+    """Show where in the code a mistake in the settings was found."""
+
+    def __post_init__(self) -> None:
+        check(self, TASK_RULES)
+
+
+TASK_RULES = {
+    **dict.fromkeys(("env", "model", "device"), TEXT),
+    **dict.fromkeys(("prompts", "scorer", "output"), optional(TEXT)),
+    **dict.fromkeys(("max_new_tokens", "max_prompt_tokens"), optional(COUNT)),
+    **dict.fromkeys(("num_envs", "eval_prompts"), COUNT),
+    **dict.fromkeys(("resume", "debug"), FLAG),
+    "temperature": POSITIVE,
+    "dtype": choice("float32", "bfloat16"),
+    "seed": SEED,
+}
+
+
+@dataclass
+class RunSettings(TaskSettings):
+    """And how long: all that does not belong to the algorithm."""
+
+    updates: int = 40
+    """Iterations of collect → advantages → update."""
+    eval_every: int | None = 10
+    """Updates between evaluations on the held-out prompts, the best of which is kept in best/; None: only before and
+    after the run."""
+    save_every: int = 10
+    """Updates between checkpoints."""
+    sample_every: int = 10
+    """Updates between tables of samples."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, {**dict.fromkeys(("updates", "save_every", "sample_every"), COUNT), "eval_every": optional(COUNT)})

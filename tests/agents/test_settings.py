@@ -1,0 +1,199 @@
+"""Settings out of range are refused at the door, by name; a mistake on the command line is one line and exit code 2."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_run import start
+
+from textgen_env.agents.command_line import run as run_program
+from textgen_env.agents.policy import PolicyConfig
+from textgen_env.agents.ppo import make_run
+from textgen_env.agents.ppo_config import PPOConfig, PPOSettings
+
+NEVER = [math.nan, math.inf, -math.inf, "1", True, [1]]
+POSITIVE = [*NEVER, 0, -1, 10**400]
+NOT_NEGATIVE = [*NEVER, -1, -1e-300]
+COUNT = [*NEVER, 0, -3, 1.5, None]
+COUNT_OR_ZERO = [*NEVER, -3, 1.5, None]
+SHARE = [*NEVER, -0.1, 1.1, None]
+
+WRONG: list[tuple[type, dict[str, list[Any]]]] = [
+    (
+        PPOConfig,
+        {
+            **dict.fromkeys(("episodes", "epochs", "minibatch_size", "micro_batch_size"), COUNT),
+            **dict.fromkeys(("warmup_updates", "top_k"), COUNT_OR_ZERO),
+            **dict.fromkeys(("lr", "value_lr", "weight_decay", "value_coef", "kl_coef", "ptx_coef"), NOT_NEGATIVE),
+            **dict.fromkeys(("entropy_coef",), NOT_NEGATIVE),
+            **dict.fromkeys(("max_grad_norm", "clip", "kl_horizon", "value_clip", "kl_target", "target_kl"), POSITIVE),
+            **dict.fromkeys(("gamma", "lam"), SHARE),
+            "top_p": [*SHARE, 0],
+            "whiten": [1, "yes", None],
+            **{name: ["other", "", None, 1] for name in ("lr_decay", "kl_in", "old_log_probs")},
+        },
+    ),
+    (
+        PolicyConfig,
+        {
+            "critic": ["none", None],
+            "lora_alpha": COUNT,
+            "lora_rank": COUNT_OR_ZERO,
+            "frozen_layers": [*NEVER, 1.5, None],
+        },
+    ),
+    (
+        PPOSettings,
+        {
+            **dict.fromkeys(("updates", "save_every", "sample_every", "num_envs", "eval_prompts"), COUNT),
+            **{name: [*NEVER, 0, -1, 2.5] for name in ("eval_every", "max_new_tokens", "max_prompt_tokens")},
+            "temperature": POSITIVE,
+            "seed": [*NEVER, -1, 2**32, 0.5, None],
+            "dtype": ["float16", "nope", None],
+            **{name: ["", None, 3] for name in ("env", "model", "device")},
+            **{name: ["", 3] for name in ("prompts", "scorer", "output", "ptx_texts")},
+            **{name: ["yes", 1] for name in ("resume", "debug")},
+        },
+    ),
+]
+CASES = [(kind, name, value) for kind, table in WRONG for name, values in table.items() for value in values]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), CASES)
+def test_what_is_out_of_range_is_refused_by_name_and_value(kind: type, name: str, value: Any):
+    with pytest.raises((ValueError, TypeError)) as refused:
+        kind(**{name: value})
+    assert str(refused.value).startswith(f"{name}={value!r} must be ")
+
+
+def test_every_setting_has_a_rule():
+    for kind, table in WRONG:
+        untested = set(kind.__dataclass_fields__) - set(table) - {"policy", "ppo"}  # type: ignore[attr-defined]
+        assert not untested
+
+
+def test_edges_are_taken_and_numpy_numbers_become_plain():
+    PPOConfig(lr=0, gamma=0, lam=1, clip=1e-9, top_p=1, warmup_updates=0, kl_coef=0, value_clip=None)
+    config = PPOConfig(episodes=np.int64(64), lr=np.float32(0.5))  # type: ignore[arg-type]
+    assert (type(config.episodes), type(config.lr)) == (int, float)
+    PPOSettings(eval_every=None, seed=2**32 - 1)
+
+
+def test_settings_that_do_not_fit_each_other():
+    with pytest.raises(ValueError, match="micro_batch_size=3 must divide minibatch_size=32"):
+        PPOConfig(micro_batch_size=3)
+    with pytest.raises(ValueError, match="kl_coef=0 with kl_target=1"):
+        PPOConfig(kl_coef=0, kl_target=1)
+    with pytest.raises(ValueError, match="episodes=8 must be at least num_envs=64"):
+        PPOSettings(ppo=PPOConfig(episodes=8))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lr", "-1"], "lr=-1.0 must be a finite number ≥ 0"),
+        (["--save-every", "0"], "save_every=0 must be a whole number ≥ 1"),
+        (["--micro-batch-size", "3"], "micro_batch_size=3 must divide minibatch_size=32"),
+        (["--nope", "1"], "Unrecognized options: --nope"),
+        (["--epochs", "many"], "--epochs"),
+        (["--kl-in", "both"], "'both'"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_code_2(
+    flags: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as end:
+        make_run([*flags, "--output", str(tmp_path / "run")])
+    out, err = capfd.readouterr()
+    assert end.value.code == 2
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert line.endswith("(see python -m textgen_env.agents.ppo --help)")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env", "CartPole-v1"], "env='CartPole-v1' is not a textgen environment; choose one of textgen/TextGen-v0"),
+        (["--env", "MountainCar-v0"], "env='MountainCar-v0' is not a textgen environment"),
+        (["--env", "textgen/Nope-v0"], "env='textgen/Nope-v0' is not registered"),
+        (["--env", "no_such_module:x"], "env='no_such_module:x' is not registered"),
+        (["--env", "textgen/TextGen-v0"], "prompts=None: textgen/TextGen-v0 has no prompts of its own"),
+        (["--env", "textgen/TextGen-v0", "--prompts", "reviews"], "scorer=None: textgen/TextGen-v0 has no scorer"),
+        (["--scorer", "{broken"], "begins like JSON, but is none"),
+        (["--ptx-texts", "nowhere.txt"], "ptx_texts='nowhere.txt' must be a text file in UTF-8"),
+        (["--ptx-coef", "1"], "ptx_coef=1.0 needs ptx_texts"),
+        (["--frozen-layers", "99"], "frozen_layers=99"),
+        (["--frozen-layers", "-1"], "frozen_layers=-1"),
+    ],
+)
+def test_what_only_the_set_up_can_find_is_named_and_leaves_no_folder(flags: list[str], message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=".") as refused:
+        make_run([*flags, "--output", str(tmp_path / "run"), "--num-envs", "4"])
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert ("prompts" in str(refused.value)) == ("prompts" in message)  # nothing that was not asked
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_process_says_one_line(tmp_path: Path):
+    process = start("ppo", "--env", "CartPole-v1", "--output", str(tmp_path / "run"))
+    out, err = process.communicate()
+    assert (process.returncode, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("error: env='CartPole-v1' is not a textgen environment")
+
+
+SMALL = ["--num-envs", "4", "--episodes", "4", "--eval-prompts", "4", "--max-new-tokens", "3"]
+
+
+@pytest.fixture
+def end_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[object, list[str]]]:
+    """Runs the program with some flags; its exit code and what it said on standard error."""
+
+    def end(*flags: str) -> tuple[object, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["program", *SMALL, *flags, "--output", str(tmp_path / "run")])
+        with pytest.raises(SystemExit) as ended:
+            run_program(make_run)
+        return ended.value.code, capsys.readouterr().err.splitlines()
+
+    return end
+
+
+def test_a_mistake_is_one_line_and_with_debug_the_traceback(end_of: Callable[..., Any], tmp_path: Path):
+    mistake = "error: env='CartPole-v1' is not a textgen environment; choose one of"
+    code, (line,) = end_of("--env", "CartPole-v1")
+    assert code == 2
+    assert line.startswith(mistake)
+    code, (first, *lines, last) = end_of("--env", "CartPole-v1", "--debug")
+    assert code == 2
+    assert first.startswith("Traceback")
+    assert any("environments.py" in line for line in lines)
+    assert last.startswith(mistake)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_scorer_that_the_prompts_do_not_suit_is_one_line_too(end_of: Callable[..., Any], tmp_path: Path):
+    code, (line,) = end_of("--scorer", "bleu")
+    assert code == 2
+    assert "bleu: references[0] is empty" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_fails_in_training_shows_where(end_of: Callable[..., Any], tmp_path: Path):
+    """At this rate the weights overflow in the first update; what is before it stays."""
+    code, lines = end_of("--lr", "1e30")
+    assert code == 1
+    assert lines[0].startswith("Traceback")
+    assert "NonFiniteError: gradient norm is not finite in update 1" in lines[-1]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000000"]

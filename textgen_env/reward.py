@@ -1,0 +1,148 @@
+"""What responses are paid by the scorer: its parts as potentials of the slots, asked for once per step, and checked.
+
+The KL penalty is `kl_penalty.py`'s, when episodes end the engine's to say, and what a scorer is stands in `scorers/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgen_env.episode import Completion, Prompt
+from textgen_env.notices import shown
+from textgen_env.scorers import ScorerError, get_scorer, scorer_name
+from textgen_env.scorers.base import score_parts
+from textgen_env.scorers.columns import taken_names
+
+
+class Reward:
+    """The scorer of n episodes. It is a potential Φ that pays its growth, with Φ = 0 at the start.
+
+    A scorer that is not dense is asked only at the end, so that the growth is its score.
+
+    Args:
+        scorer: a name, a mapping or a callable, see `get_scorer`; its models are loaded.
+        prompts: whose references it may fit itself to (CIDEr's document frequencies).
+        slots: n.
+
+    Attributes:
+        part_names: of what the score is the sum.
+        potentials: float64 (n, parts), Φ of each slot's running episode.
+        taken: the names of columns that the scorer cannot be handed.
+
+    Raises:
+        ValueError: the scorer has a part named "kl".
+    """
+
+    def __init__(self, scorer: Any, prompts: Sequence[Prompt], slots: int) -> None:
+        self.scorer = get_scorer(scorer)
+        if hasattr(self.scorer, "load_models"):
+            self.scorer.load_models()
+        if hasattr(self.scorer, "fit_references"):
+            self.scorer.fit_references([prompt.references for prompt in prompts])
+        self.part_names = tuple(getattr(self.scorer, "part_names", None) or ("score",))
+        if "kl" in self.part_names:
+            raise ValueError(f"scorer {scorer!r} has a part named 'kl', which is the KL penalty's name")
+        self.potentials: NDArray[np.float64] = np.zeros((slots, len(self.part_names)))
+        self.taken = taken_names(self.scorer)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the scorer is asked after every token."""
+        return bool(getattr(self.scorer, "dense", False))
+
+    def parts(self, rows: NDArray[np.int64], completions: Mapping[int, Completion]) -> dict[str, NDArray[np.float64]]:
+        """What each of the rows is paid in this step, by part: float64 (m,); 0 where the scorer is not asked.
+
+        Args:
+            rows: int64 (m,), distinct.
+            completions: of the rows that are to be scored, by row; their potentials move.
+
+        Raises:
+            ScorerError: the scorer failed.
+        """
+        parts = {name: np.zeros(len(rows)) for name in self.part_names}
+        asked = [at for at, row in enumerate(rows.tolist()) if row in completions]
+        if not asked:
+            return parts
+        scored = self._ask([completions[row] for row in rows[asked].tolist()])
+        for index, name in enumerate(self.part_names):
+            potentials = np.asarray(scored[name], dtype=np.float64)
+            with np.errstate(over="ignore"):  # a growth that overflows is told by `total`
+                parts[name][asked] = potentials - self.potentials[rows[asked], index]
+            self.potentials[rows[asked], index] = potentials
+        return parts
+
+    def total(self, rows: NDArray[np.int64], parts: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """The rewards: what all parts add up to, one finite number per row.
+
+        Raises:
+            ScorerError: a sum is not finite.
+        """
+        # Python's sum, as a reader of `reward_parts` would take it: newer Pythons round it better than numpy does.
+        rewards = np.array([sum(values) for values in zip(*(part.tolist() for part in parts.values()), strict=True)])
+        if not np.isfinite(rewards).all():
+            at = int(np.isfinite(rewards).argmin())
+            named = {name: float(part[at]) for name, part in parts.items()}
+            raise ScorerError(
+                f"scorer {scorer_name(self.scorer)!r}: slot {rows[at]} would be paid {rewards[at]}, the sum of {named}"
+                "; a reward is a finite number: scale the scores down"
+            )
+        return rewards
+
+    def score(self, row: int) -> float:
+        """The score of a slot's episode so far: the sum of its potentials.
+
+        Raises:
+            ScorerError: it is not finite.
+        """
+        score = float(sum(self.potentials[row].tolist()))
+        if not np.isfinite(score):
+            raise ScorerError(f"scorer {scorer_name(self.scorer)!r}: slot {row} has the score {score}; scale it down")
+        return score
+
+    def counters(self) -> dict[str, float] | None:
+        """What the scorer counts, as plain numbers; None if it counts nothing.
+
+        Raises:
+            ScorerError: they are no numbers.
+        """
+        if not hasattr(self.scorer, "info"):
+            return None
+        counters = self.scorer.info()
+        try:
+            return {str(key): float(value) for key, value in counters.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ScorerError(
+                f"scorer {scorer_name(self.scorer)!r}: info() must map names to numbers, got {shown(counters)}"
+            ) from error
+
+    def _ask(self, completions: Sequence[Completion]) -> dict[str, list[float]]:
+        """All completions in one call, with every column that any of their prompts has as a keyword argument."""
+        columns = {key for completion in completions for key in completion.prompt.extra}
+        extra = {key: [completion.prompt.extra.get(key) for completion in completions] for key in columns}
+        if any(completion.prompt.messages for completion in completions):
+            extra["messages"] = [_messages(completion.prompt) for completion in completions]
+        extra["completion_ids"] = [list(completion.token_ids) for completion in completions]
+        extra["finish_reasons"] = [c.finish_reason.value if c.finish_reason else None for c in completions]
+        scored = score_parts(
+            self.scorer,
+            [completion.text for completion in completions],
+            prompts=[completion.prompt.text for completion in completions],
+            references=[list(completion.prompt.references) for completion in completions],
+            default_name="score",
+            **extra,
+        )
+        if tuple(scored) != self.part_names:
+            raise ValueError(f"scorer {self.scorer!r} returned parts {tuple(scored)}, expected {self.part_names}")
+        return scored
+
+
+def _messages(prompt: Prompt) -> Any:
+    """What a scorer gets as `messages`: the conversation, or a text's column of that name."""
+    if prompt.messages is None:
+        return prompt.extra.get("messages")
+    return [dict(message) for message in prompt.messages]
