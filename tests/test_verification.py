@@ -78,7 +78,9 @@ def test_gradients_are_the_models_own(name: str) -> None:
             torch.testing.assert_close(gradient, expected, atol=1e-2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["mamba", "roberta", "llama-dynamic"])
+@pytest.mark.parametrize(
+    "name", ["mamba", "roberta", "llama-dynamic", "phi3-longrope-window", "bamba", "phimoe-longrope"]
+)
 def test_bfloat16_and_training_mode(name: str) -> None:
     model = build(name).bfloat16().train()
     cache = PrefixCache(model, 2, vocab_size=VOCAB)
@@ -140,9 +142,10 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
-def test_what_cannot_be_served_is_refused_by_name(kind: Any) -> None:
-    model = kind()
+def test_what_cannot_be_served_is_refused_by_name(kind: Any, dtype: torch.dtype) -> None:
+    model = kind().to(dtype)
     for _ in range(2):
         with pytest.raises(ValueError, match=f"model: {REFUSED[kind]}"):
             PrefixCache(model, 1).next_logits([[5, 6, 7]], [3])
