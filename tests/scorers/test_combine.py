@@ -107,6 +107,23 @@ def test_state_survives_a_checkpoint() -> None:
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.parametrize(
+    "state",
+    [{}, None, {"n": {}}, {"n": {"count": 1, "mean": 0.0, "squares": 0.0}}]
+    + [
+        {"n": {"count": 1, "mean": 0.0, "squares": 1.0, "scorer": {}, **wrong}}
+        for wrong in [{"count": "1"}, {"count": -1}, {"mean": math.nan}, {"squares": -1.0}, {"squares": None}]
+    ],
+)
+def test_states_of_something_else_are_refused(state) -> None:
+    scorer = Sum({"n": Normalize(size)})
+    call_scorer(scorer, ["a", "abc"], prompts=["", ""])
+    before = scorer.state_dict()
+    with pytest.raises(ValueError, match="sum: a state must be|normalize: "):
+        scorer.load_state_dict(state)
+    assert scorer.state_dict() == before
+
+
 def test_fitting_reaches_the_inmost_scorer() -> None:
     scorer = get_scorer({"name": "clip", "scorer": {"sum": {"c": {"name": "affine", "scorer": "cider"}, "b": "bleu"}}})
     scorer.fit_references([["a b c d"], ["e f g h"]])

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+from textgen_env.notices import shown
+
 from .answers import Scores, add_applying, add_parts, applying, scorer_name, times
 from .base import part_names, raw_parts, score_parts, select_rows
 from .registry import get_scorer
@@ -95,9 +97,10 @@ class Sum:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        for key, _, scorer in self.members:
-            if hasattr(scorer, "load_state_dict"):
-                scorer.load_state_dict(state[key])
+        learners = [(key, scorer) for key, _, scorer in self.members if hasattr(scorer, "load_state_dict")]
+        _check_keys("sum", state, [key for key, _ in learners])
+        for key, scorer in learners:
+            scorer.load_state_dict(state[key])
 
     def _ask(self, scorer: Callable[..., Any], completions: Sequence[str], columns: Mapping[str, Any]) -> Parts:
         """A member's parts; of a terminal member in a dense sum, for finished texts alone."""
@@ -261,8 +264,13 @@ class Normalize(Wrapper):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
+        _check_keys("normalize", state, ["count", "mean", "squares", "scorer"])
+        statistics = [state[key] for key in ("count", "mean", "squares")]
+        numbers = all(isinstance(value, Real) and math.isfinite(value) for value in statistics)
+        if not numbers or statistics[0] < 0 or statistics[2] < 0:
+            raise ValueError(f"normalize: count and squares must be numbers ≥ 0, and mean one; got {dict(state)}")
         with self._lock:
-            self._count, self._mean, self._squares = state["count"], state["mean"], state["squares"]
+            self._count, self._mean, self._squares = statistics
         super().load_state_dict(state["scorer"])
 
     def _add(self, score: float) -> None:
@@ -274,6 +282,14 @@ class Normalize(Wrapper):
     def _std(self) -> float:
         """The population's standard deviation; 1 while nothing is known of it."""
         return max(math.sqrt(self._squares / self._count), self.epsilon) if self._squares > 0 else 1.0
+
+
+def _check_keys(scorer: str, state: Any, keys: Sequence[str]) -> None:
+    """See that a state has what a scorer's `state_dict` gives."""
+    if not isinstance(state, Mapping) or not set(keys) <= set(state):
+        raise ValueError(
+            f"{scorer}: a state must be a mapping with {', '.join(keys) or 'any keys'}, got {shown(state)}"
+        )
 
 
 def _member(key: str | int, item: Any) -> tuple[float, Callable[..., Any]]:

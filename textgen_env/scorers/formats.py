@@ -33,7 +33,7 @@ class Regex:
         pattern: in the syntax of the `regex` library, which takes in that of Python's `re`.
         mode: "search" (anywhere), "match" (from the start) or "fullmatch" (all of it).
         flags: letters of inline flags: "i" ignores case, "s" lets "." match line ends, "m", "x".
-        timeout: seconds of processor time for one text.
+        timeout: seconds for one text, of processor time of the process (its other threads' included).
         on_timeout: "raise" (a ScorerError that shows the text), or the score of such a text.
 
     Raises:
@@ -86,8 +86,8 @@ class JsonSchema:
         partial: the reward of JSON that breaks the schema, in [0, 1].
         find: look for objects and arrays inside other text instead of reading the whole completion as JSON; one that
             the schema accepts is enough, wherever it stands.
-        timeout: seconds of processor time for one match of the schema's regular expressions, beyond which a ScorerError
-            is raised.
+        timeout: seconds for one match of the schema's regular expressions, as for `Regex`; beyond it a ScorerError is
+            raised.
 
     Raises:
         ValueError: the schema itself is not valid, or cannot be read, or `partial` is outside [0, 1].

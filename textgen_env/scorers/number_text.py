@@ -69,6 +69,7 @@ _REWRITES = _compiled(
     (r"\\(?:left|right|displaystyle|[bB]ig[lr]?)\b", ""),
     (r"[^\S\n]++|\\[,;:! ]|\\q?quad\b|~", " "),
     (r"  ++", " "),
+    (r"(?<![\w.,])[1-9]\d{0,2}(?: \d{3})++(?!\d| ?/)", lambda match: match[0].replace(" ", ",")),
     (r"(?<!\d)(\d++)/(\d++)/(\d++)(?!\d)", r"\1 ; \2 ; \3"),  # a date
     (r"[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞⅑⅒]", lambda match: f" {_VULGAR[match[0]]}"),
     (r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]++", lambda match: f"^{match[0].translate(_SUPERSCRIPTS)}"),
