@@ -39,6 +39,16 @@ DYNAMIC: dict[str, Any] = SMALL | {
     **{"max_position_embeddings": 8},
     **{"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
 }
+GEMMA3: dict[str, Any] = SMALL | {
+    **{"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+    **{"query_pre_attn_scalar": 8},
+}
+SHORT_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4}
+DYNAMIC_BY_LAYER: dict[str, Any] = {
+    "rope_parameters": {"sliding_attention": SHORT_ROPE, "full_attention": DYNAMIC["rope_parameters"]},
+    "max_position_embeddings": 8,
+}
+LONGROPE_BY_LAYER: dict[str, Any] = {"rope_parameters": {"sliding_attention": SHORT_ROPE, "full_attention": LONGROPE}}
 SSM: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
 
 # name: (class, configuration's class, its arguments, how prefixes are to be read)
@@ -72,6 +82,8 @@ KINDS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         DYNAMIC | {"head_dim": 8, "partial_rotary_factor": 0.5},
         "library",
     ),
+    "gemma3-dynamic": ("Gemma3ForCausalLM", "Gemma3TextConfig", GEMMA3 | DYNAMIC_BY_LAYER, "slots"),
+    "gemma3-longrope": ("Gemma3ForCausalLM", "Gemma3TextConfig", GEMMA3 | LONGROPE_BY_LAYER, "slots"),
     "mistral-window": ("MistralForCausalLM", "MistralConfig", SMALL | {"sliding_window": 5}, "slots"),
     "llama4-chunks": (
         *("Llama4ForCausalLM", "Llama4TextConfig"),

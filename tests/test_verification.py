@@ -78,7 +78,9 @@ def test_gradients_are_the_models_own(name: str) -> None:
             torch.testing.assert_close(gradient, expected, atol=1e-2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["mamba", "roberta", "llama-dynamic"])
+@pytest.mark.parametrize(
+    "name", ["mamba", "roberta", "llama-dynamic", "phi3-longrope-window", "bamba", "phimoe-longrope"]
+)
 def test_bfloat16_and_training_mode(name: str) -> None:
     model = build(name).bfloat16().train()
     cache = PrefixCache(model, 2, vocab_size=VOCAB)
@@ -140,9 +142,10 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
-def test_what_cannot_be_served_is_refused_by_name(kind: Any) -> None:
-    model = kind()
+def test_what_cannot_be_served_is_refused_by_name(kind: Any, dtype: torch.dtype) -> None:
+    model = kind().to(dtype)
     for _ in range(2):
         with pytest.raises(ValueError, match=f"model: {REFUSED[kind]}"):
             PrefixCache(model, 1).next_logits([[5, 6, 7]], [3])
@@ -184,6 +187,24 @@ def test_comparing_leaves_everything_as_it_was() -> None:
             assert rope.inv_freq is frequencies[0]
             assert torch.equal(rope.inv_freq, frequencies[1])
             assert set(vars(rope)) == set(frequencies[2])
+
+
+@pytest.mark.parametrize("name", ["llama-dynamic", "gemma3-dynamic"])
+def test_reading_leaves_the_models_frequencies_as_they_were(name: str) -> None:
+    """Whoever uses the model beside us sees nothing of the texts that we read, before they have read one and after."""
+    model = build(name)
+    rope = model.base_model.rotary_emb
+    for _ in range(2):
+        state = {key: copy.deepcopy(value) for key, value in [*vars(rope).items(), *rope.named_buffers()]}
+        PrefixCache(model, 1).next_logits([list(range(3, 3 + LONGEST))], [LONGEST])
+        response_log_probs(model, *batch(), vocab_size=VOCAB)
+        after = dict([*vars(rope).items(), *rope.named_buffers()])
+        assert after.keys() == state.keys()
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor | int | float):
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(after[key]))
+        with torch.no_grad():
+            model(torch.arange(3, 19).unsqueeze(0), use_cache=False)
 
 
 def test_autocast_does_not_reach_the_comparison() -> None:

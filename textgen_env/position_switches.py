@@ -89,6 +89,8 @@ def fresh_frequencies(model: nn.Module, switches: Switches) -> Iterator[None]:
         yield
     finally:
         for rope, state in saved:
+            for name in set(_state_names(rope)) - state.keys():  # made inside the block, one for a kind of layers
+                delattr(rope, name)
             for name, value in state.items():
                 setattr(rope, name, value)
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from textgen_env.grouped_attention import best_attention
 from textgen_env.sampling import warp_logits
 from textgen_env.token_log_probs import token_log_probs
-from textgen_env.trunk import Transform, split, unwrap
+from textgen_env.trunk import Transform, learn_split, split, unwrap
 from textgen_env.verification import Oracle, undisturbed
 from textgen_env.whole_texts import is_body, read_texts
 from textgen_env.wide_products import wide_products
@@ -153,7 +153,9 @@ def way_of(module: Any, oracle: Oracle | None = None) -> str:
     if module not in _ways:
         with undisturbed(module):
             if module not in _ways:
-                _ways[module] = _find_way(module, oracle or Oracle(module))
+                oracle = oracle or Oracle(module)
+                _ways[module] = _find_way(module, oracle)
+                learn_split(module, oracle.model)
     return _ways[module]
 
 

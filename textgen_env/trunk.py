@@ -66,6 +66,12 @@ def split(model: nn.Module) -> Trunk | None:
     return Trunk(body, lambda hidden: transform(linear(hidden)))
 
 
+def learn_split(model: nn.Module, copied: nn.Module) -> None:
+    """What was found out of a copy, with the same weights, holds for the model."""
+    if copied in _names:
+        _names[model] = _names[copied]
+
+
 def _transforms(config: Any) -> dict[str, Transform]:
     """Candidates for what happens to the logits after the linear head; the names are those of the config's fields.
 
