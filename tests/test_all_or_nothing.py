@@ -136,9 +136,18 @@ def test_reference_with_nan_weights(make: Any, byte_model: str, estimator: str, 
     both.refuses(90, rf"slot {0}, action \d+: log π_ref\(a\|s\) of the reference '.*' is nan.*weights")
 
 
-def without_numbers(source: str) -> LanguageModel:
-    """A model whose weights became NaN after it was loaded; files with NaN are not."""
+@pytest.mark.parametrize("way", ["bound", "unbound", "delegated"])
+def test_reference_that_never_had_numbers(make: Any, byte_model: str, way: str) -> None:
+    both = make(reference=without_numbers(byte_model, used=False))
+    bind(both, way)
+    both.refuses(90, "logits that are not finite for ordinary tokens; are its weights damaged")
+
+
+def without_numbers(source: str, *, used: bool = True) -> LanguageModel:
+    """A model whose weights became NaN after it was loaded (files with NaN are not), or after it was first used."""
     model = LanguageModel(source)
+    if used:
+        model.prefix_cache(1).next_logits([[5]], [1])
     with torch.no_grad():
         model.model.get_output_embeddings().weight.fill_(math.nan)
     return model
@@ -169,7 +178,7 @@ def test_reference_that_overflows(make: Any, with_head: Any, way: str, dtype: st
     """A logit of ±inf: probability 0 for all other tokens, or for this one."""
     both = make(reference=with_head(1e37 if dtype != "float16" else 6e4), dtype=dtype)
     bind(both, way)
-    finite_or_refused(both, ACTION, r"log π_ref\(a\|s\)")
+    finite_or_refused(both, ACTION, r"log π_ref\(a\|s\)|logits that are not finite")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
