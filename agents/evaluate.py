@@ -17,7 +17,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 from textgen_env.render import Frame
 
 from .policy import ActorCritic
@@ -32,7 +32,7 @@ class Evaluation:
 
     Attributes:
         metrics: see `evaluate`.
-        prompts, texts, scores: one a prompt.
+        prompts, texts, scores: one per prompt.
         left_out: each metric without the first, the second, … of the prompts: what standard errors are made of.
     """
 

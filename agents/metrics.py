@@ -1,4 +1,4 @@
-"""Numbers of a run on disk: one JSON line an update, and the same for TensorBoard.
+"""Numbers of a run on disk: one JSON line per update, and the same for TensorBoard.
 
 What lives here: `MetricsLog`. What does not: what the numbers mean (docs/metrics.md) and how they are made (the
 trainers).

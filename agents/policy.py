@@ -2,7 +2,7 @@
 
 What lives here: which weights there are and which of them learn (all, the upper layers, or LoRA adapters), one
 teacher-forced `ActorCritic.evaluate` for log-probs, values and entropies, the frozen reference, and saving.
-What does not: sampling (``rollout.py``), losses, optimisers. The forward pass itself belongs to `textgen_env.scoring`.
+What does not: sampling (``rollout.py``), losses, optimisers. The forward pass itself is in `textgen_env.lm.log_probs`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from textgen_env.adapters import save_merged, trainable
-from textgen_env.language_model import LanguageModel
-from textgen_env.scoring import predicting, response_log_probs, states
-from textgen_env.trunk import unwrap
+from textgen_env.lm.adapters import save_merged, trainable
+from textgen_env.lm.backbone import unwrap
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.log_probs import predicting, response_log_probs, states
 
 from .setting_checks import COUNT, COUNT_OR_ZERO, INTEGER, check, choice
 
@@ -135,7 +135,7 @@ class ActorCritic(nn.Module):
 
         Args:
             input_ids, attention_mask, response_mask: (B, T), right-padded.
-            sampling: what the tokens were sampled with, see `textgen_env.scoring.response_log_probs`.
+            sampling: what the tokens were sampled with, see `textgen_env.lm.log_probs.response_log_probs`.
 
         Raises:
             RuntimeError: a module is in training mode; dropout would make the ratios of PPO wrong without a word.
@@ -190,13 +190,13 @@ class ActorCritic(nn.Module):
     def parameter_groups(self, lr: float, value_lr: float) -> list[dict[str, Any]]:
         """What learns: the actor (and a separate critic) at ``lr``, the value head at ``value_lr``."""
         head = {id(p) for p in self.value_head.parameters()}
-        trunk = [p for p in self.parameters() if p.requires_grad and id(p) not in head]
-        return [{"params": trunk, "lr": lr}, {"params": list(self.value_head.parameters()), "lr": value_lr}]
+        backbone = [p for p in self.parameters() if p.requires_grad and id(p) not in head]
+        return [{"params": backbone, "lr": lr}, {"params": list(self.value_head.parameters()), "lr": value_lr}]
 
     def save(self, path: str | Path) -> None:
         """Write a folder that transformers' ``from_pretrained`` loads (LoRA merged), with the critic beside it.
 
-        Files: the model's and tokenizer's own; ``critic.safetensors`` (value head, and the trunk of a separate critic);
+        Files: the model's and tokenizer's own; ``critic.safetensors`` (value head, and a separate critic's backbone);
         with LoRA also ``adapter/``, which peft loads onto the original weights.
         """
         path = Path(path)

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgen_env.language_model import LanguageModel
-from textgen_env.sampling import sample, warp_logits
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.sampling import sample, warp_logits
 from textgen_env.vector_env import REST
 
 from .action_masks import ActionMasks, MaskTable
@@ -155,7 +155,7 @@ def collect(
 
     Args:
         venv: made with ``autoreset_mode=AutoresetMode.DISABLED``.
-        language_model: the policy; its cache sees one new token a slot and step.
+        language_model: the policy; its cache sees one new token per slot and step.
         episodes: B, at least the number of slots.
         generator: source of the samples.
         temperature, top_k, top_p: how the next token is drawn; the environment's action masks apply as well.

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from textgen_env.episode import Prompt
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 from textgen_env.prompts import prompt_as_dict
 from textgen_env.render import Frame, render_html
 

@@ -28,11 +28,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from textgen_env.adapters import save_merged
 from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, KLPenaltyCallback, LMActorCriticPolicy, SB3VecEnv
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient
-from textgen_env.language_model import LanguageModel
-from textgen_env.scoring import ResponseScores, response_log_probs
+from textgen_env.lm.adapters import save_merged
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.log_probs import ResponseScores, response_log_probs
 
 from .command_line import parse, resume_command
 from .command_line import run as run_program
@@ -101,7 +101,7 @@ class SB3Settings(RunSettings):
             raise ValueError(f"kl_coef=0 with kl_target={self.kl_target} must be > 0: β adapts by factors")
         if self.n_steps * self.num_envs < 2:
             raise ValueError(
-                "n_steps=1 with num_envs=1 is one token an update; SB3 whitens advantages, of two at least"
+                "n_steps=1 with num_envs=1 is one token per update; SB3 whitens advantages, of two at least"
             )
 
 

@@ -39,7 +39,7 @@ class LearningSettings:
 
 
 def measure(settings: LearningSettings) -> Iterator[dict[str, Any]]:
-    """One record a seed."""
+    """One record per seed."""
     for seed in settings.seeds:
         with tempfile.TemporaryDirectory() as folder:
             run = replace(settings.run, seed=seed, output=str(Path(folder) / "run"))

@@ -103,7 +103,7 @@ def _by_round(records: Iterable[Record]) -> dict[int, float]:
 
 
 def learning_table(records: Iterable[Record]) -> str:
-    """What training changed, one row a seed, and the means."""
+    """What training changed, one row per seed, and the means."""
     records = [record for record in records if record["benchmark"] == "learning"]
     means = {name: statistics.mean(record[name] for record in records) for name in LEARNING_COLUMNS}
     rows = [

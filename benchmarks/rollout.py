@@ -25,8 +25,8 @@ import torch
 import textgen_env  # noqa: F401  (registers the environments)
 from benchmarks.report import keep, markdown
 from textgen_env.assets import prompt_path
-from textgen_env.language_model import LanguageModel
-from textgen_env.sampling import sample, warp_logits
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.sampling import sample, warp_logits
 
 PROMPT_TOKENS = 16
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -31,8 +31,8 @@ import textgen_env  # noqa: F401  registers the environments
 from benchmarks.peers.workload import peak_rss_gb
 from benchmarks.rollout import CLOCKS, PROMPT_TOKENS, Arm, generate, prompt_ids
 from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, LMActorCriticPolicy, SB3VecEnv
-from textgen_env.language_model import LanguageModel
-from textgen_env.scoring import states
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.log_probs import states
 
 ARMS = ("generate", "rollout", "iteration", "full_prefix")
 RATIOS = {

@@ -184,7 +184,7 @@ def rule_contests() -> Iterator[Contest]:
 
 
 def transformers_contests() -> Iterator[Contest]:
-    """A sequence classifier and a language model: one forward pass a text."""
+    """A sequence classifier and a language model: one forward pass per text."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -217,7 +217,7 @@ def transformers_contests() -> Iterator[Contest]:
 
 
 def similarity_contests() -> Iterator[Contest]:
-    """Sentence embeddings of the fetched encoder: one forward pass a text."""
+    """Sentence embeddings of the fetched encoder: one forward pass per text."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 

@@ -112,7 +112,7 @@ class Worker:
 
 
 def measure(settings: TrainingSettings) -> Iterator[dict[str, Any]]:
-    """One record an iteration; see `benchmarks.report.training_table` for what becomes of them."""
+    """One record per iteration; see `benchmarks.report.training_table` for what becomes of them."""
     for dtype, epochs, peer in product(settings.dtype, settings.epochs, settings.peer_python):
         flags = _flags(settings, dtype, epochs)
         workers = [Worker(Path(sys.executable), settings.ours, flags)]

@@ -25,14 +25,14 @@ from gymnasium.vector import AutoresetMode
 
 from textgen_env.scorers.base import call_scorer, part_names, score_parts
 
-Env: TypeAlias = Any  # a gym.Env or VectorEnv whose unwrapped one has the attributes of `textgen_env.face.Face`
+Env: TypeAlias = Any  # a gym.Env or VectorEnv, which unwrapped has the attributes of `textgen_env.base_env.TextGenBase`
 
 ENDING = {"text": str, "prompt": str, "finish_reason": str, "score": float, "response_length": int}
 """What `info` has at the end of an episode besides what each step has, with the types."""
 
 
 class EnvContract:
-    """Promises of the single face. Override `make_env`, and `choose_action` if random legal tokens will not do."""
+    """Promises of the single environment. Override `make_env`, and `choose_action` if random tokens will not do."""
 
     seeds: Sequence[int] = (0, 1)
 
@@ -122,7 +122,7 @@ class EnvContract:
 
 
 class VectorEnvContract:
-    """Promises of the batched face, in the autoreset mode in which `make_vector_env` makes it."""
+    """Promises of the vector environment, in the autoreset mode in which `make_vector_env` makes it."""
 
     seed = 0
 
@@ -208,7 +208,7 @@ class VectorEnvContract:
 
 
 class ScorerContract:
-    """Promises of a scorer, one number a text. Override `make_scorer`, and `columns` for what its prompts must have."""
+    """Promises of a scorer, one number per text. Override `make_scorer`, and `columns` for what prompts must have."""
 
     tolerance = 1e-6
     """How far scores may differ between batches of another make-up: padding moves the last digits of a model."""
@@ -328,7 +328,7 @@ def slot_infos(infos: Mapping[str, Any], n: int) -> list[dict[str, Any]]:
             continue
         column = infos[key[1:]]
         values = slot_infos(column, n) if isinstance(column, Mapping) else column
-        assert len(values) == len(mask) == n, f"infos[{key[1:]!r}] has not one entry a slot"
+        assert len(values) == len(mask) == n, f"infos[{key[1:]!r}] has not one entry per slot"
         for slot in np.flatnonzero(mask):
             value = values[slot]
             slots[slot][key[1:]] = value.item() if isinstance(value, np.generic) else value

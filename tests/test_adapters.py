@@ -9,7 +9,7 @@ import torch
 from tiny_models import random_model
 from torch import nn
 
-from textgen_env.adapters import trainable
+from textgen_env.lm.adapters import trainable
 
 # random_model: width 32, 2 blocks, 4 heads and 2 key-value heads of 8, feed-forward 64
 BLOCK = (32 * 32 + 32 * 16 + 32 * 16 + 32 * 32) + 3 * 32 * 64 + 2 * 32  # q, k, v, o; gate, up, down; two norms

@@ -1,4 +1,4 @@
-"""The single face: what an episode is, what a step pays and tells, and what is refused."""
+"""The single environment: what an episode is, what a step pays and tells, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import textgen_env
+from textgen_env.config import EnvConfig
 from textgen_env.scorers import ScorerError
-from textgen_env.settings import Settings
 
 EOS = 2
 
@@ -62,7 +62,7 @@ def test_importing_registers_every_task() -> None:
 
 
 def test_signatures_spell_out_every_argument() -> None:
-    settings = {field.name: field for field in dataclasses.fields(Settings)}
+    settings = {field.name: field for field in dataclasses.fields(EnvConfig)}
     for kind, own in (
         (textgen_env.TextGenEnv, ["render_mode"]),
         (textgen_env.TextGenVectorEnv, ["num_envs", "autoreset_mode", "render_mode"]),

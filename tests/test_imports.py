@@ -13,45 +13,30 @@ ROOT = Path(__file__).parents[1]
 
 # What each room stands on, lowest first; a module may import rooms on earlier lines, and siblings in its own.
 ORDER = [
-    [
-        "assets",
-        "episode",
-        "kl",
-        "messages",
-        "notices",
-        "render",
-        "sampling",
-        "tasks",
-        "token_log_probs",
-        "token_text",
-        "trunk",
-    ],
-    ["prompt_files"],
-    [
-        "prompts",
-        "adapters",
-        "grouped_attention",
-        "loading",
-        "model_kinds",
-        "position_switches",
-        "slot_attention",
-        "wide_products",
-    ],
-    ["whole_texts"],
-    ["library_cache", "verification"],
-    ["scoring"],
-    ["prefix_cache"],
-    ["language_model"],
-    ["scorers"],
-    ["settings", "kl_penalty", "action_masks", "reward", "saved_state", "stop_strings", "vocabulary"],
+    ["assets", "kl", "moved", "notices", "render", "tasks"],
+    ["lm", "episode", "messages"],
+    ["prompt_files", "scorers"],
+    ["prompts"],
+    ["config", "kl_penalty", "action_masks", "reward", "saved_state", "stop_strings", "vocabulary"],
     ["engine"],
-    ["face"],
+    ["base_env"],
     ["env", "vector_env"],
     ["wrappers"],
     ["integrations"],
     ["agents"],
 ]
+# The same within lm/.
+LM_ORDER = [
+    ["backbone", "sampling", "token_log_probs", "token_text"],
+    ["adapters", "gqa_attention", "loading", "model_kinds", "position_switches", "slot_attention", "upcast_linear"],
+    ["whole_texts"],
+    ["fallback_cache", "verification"],
+    ["log_probs"],
+    ["prefix_cache"],
+    ["language_model"],
+]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+LM_LEVEL = {room: level for level, rooms in enumerate(LM_ORDER) for room in rooms}
 
 
 def modules() -> dict[str, Path]:
@@ -107,6 +92,7 @@ def room(name: str) -> str:
 
 def test_every_room_has_its_place() -> None:
     assert {room(name) for name in GRAPH if name != "textgen_env"} <= set(LEVEL)
+    assert {name.split(".")[2] for name in GRAPH if name.startswith("textgen_env.lm.")} == set(LM_LEVEL)
 
 
 @pytest.mark.parametrize("name", sorted(GRAPH))
@@ -115,6 +101,12 @@ def test_imports_only_rooms_below(name: str) -> None:
         pytest.skip("the package itself re-exports")
     above = {target for target in GRAPH[name] if LEVEL[room(target)] > LEVEL[room(name)]}
     assert not above
+
+
+@pytest.mark.parametrize("name", sorted(name for name in GRAPH if name.startswith("textgen_env.lm.")))
+def test_lm_imports_only_rooms_below(name: str) -> None:
+    inner = {target.split(".")[2] for target in GRAPH[name] if target.startswith("textgen_env.lm.")}
+    assert all(LM_LEVEL[target] <= LM_LEVEL[name.split(".")[2]] for target in inner)
 
 
 def test_no_circle() -> None:
@@ -149,16 +141,7 @@ def test_the_mathematics_of_agents_imports_torch_alone(file: str) -> None:
 
 def test_only_the_language_rooms_touch_transformers() -> None:
     touching = {room(name) for name, path in modules().items() if "transformers" in roots(path)}
-    language = {
-        "language_model",
-        "loading",
-        "model_kinds",
-        "slot_attention",
-        "grouped_attention",
-        "library_cache",
-        "trunk",
-    }
-    assert touching <= language | {"scorers", "assets", "agents"}
+    assert touching <= {"lm", "scorers", "assets", "agents"}
 
 
 def test_importing_the_package_is_light() -> None:

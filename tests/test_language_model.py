@@ -16,7 +16,7 @@ from tiny_models import byte_tokenizer, random_model, save_model
 from transformers import GenerationConfig
 
 from textgen_env.assets import model_path
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_unknown_device(byte_model: str, device: str) -> None:
 
 
 def test_log_probs_are_those_of_one_sequence_at_a_time(byte_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("textgen_env.language_model.TOKENS_PER_BATCH", 30)  # several batches
+    monkeypatch.setattr("textgen_env.lm.language_model.TOKENS_PER_BATCH", 30)  # several batches
     lm = LanguageModel(byte_model)
     rng = np.random.default_rng(0)
     lengths = [9, 1, 4, 7, 2]

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from test_language_model import write_gguf
 from tiny_models import byte_tokenizer, random_model
 
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 from textgen_env.scorers import get_scorer
 
 SIZES: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 import transformers as hf
 from tiny_models import byte_tokenizer, random_model
 
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 
 SIZES: dict[str, Any] = {
     "vocab_size": 264,

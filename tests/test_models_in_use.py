@@ -16,8 +16,8 @@ from textgen_env.agents.policy import ActorCritic, PolicyConfig
 from textgen_env.agents.ppo import PPO
 from textgen_env.agents.ppo_config import PPOConfig
 from textgen_env.integrations.networks import LMLogits
-from textgen_env.language_model import LanguageModel
-from textgen_env.scoring import predicting, states
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.log_probs import predicting, states
 
 
 def saved(name: str, folder: Path) -> LanguageModel:

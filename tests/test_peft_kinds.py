@@ -16,9 +16,9 @@ import torch
 from tiny_models import SMALL, VOCAB, byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from textgen_env.language_model import LanguageModel
-from textgen_env.prefix_cache import PrefixCache, path_of
-from textgen_env.scoring import response_log_probs
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.log_probs import response_log_probs
+from textgen_env.lm.prefix_cache import PrefixCache, path_of
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 

@@ -24,9 +24,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from textgen_env import prefix_cache, slot_attention
-from textgen_env.prefix_cache import PrefixCache
-from textgen_env.slot_attention import SlotStore
+from textgen_env.lm import prefix_cache, slot_attention
+from textgen_env.lm.prefix_cache import PrefixCache
+from textgen_env.lm.slot_attention import SlotStore
 
 ROWS = 5
 WIDTH = 48
@@ -284,10 +284,10 @@ def test_unknown_attention_falls_back_with_a_log_line(caplog: pytest.LogCaptureF
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).eval()
     cache = PrefixCache(model, 2, vocab_size=VOCAB)
-    with caplog.at_level(logging.WARNING, logger="textgen_env.prefix_cache"):
+    with caplog.at_level(logging.WARNING, logger="textgen_env.lm.prefix_cache"):
         assert_exact(cache, model, {0: np.array([5, 6, 7]), 1: np.array([8])})
         assert_exact(cache, model, {0: np.array([5, 6, 7, 8]), 1: np.array([8, 9])})
-    assert len([record for record in caplog.records if record.name == "textgen_env.prefix_cache"]) == 1
+    assert len([record for record in caplog.records if record.name == "textgen_env.lm.prefix_cache"]) == 1
     assert "s_aux" in caplog.text
 
 

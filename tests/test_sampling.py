@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from textgen_env.sampling import BLOCK, sample, warp_logits
+from textgen_env.lm.sampling import BLOCK, sample, warp_logits
 
 INF = float("inf")
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, 0.0]])

@@ -1,4 +1,4 @@
-"""Every registered task keeps the contract, in both faces; and real prompt sets fit the tasks they are meant for."""
+"""Every registered task keeps the contract, single and vector; and real prompt sets fit the tasks they are for."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from textgen_env import token_log_probs as module
-from textgen_env.token_log_probs import token_log_probs
+from textgen_env.lm import token_log_probs as module
+from textgen_env.lm.token_log_probs import token_log_probs
 
 
 def expected(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from tiny_models import random_model
 from tokenizer_kinds import KINDS, byte_level, sentencepiece, word_ends, word_piece
 
 from textgen_env import LanguageModel, TextGenEnv
-from textgen_env.token_text import CONTEXT, TokenText
+from textgen_env.lm.token_text import CONTEXT, TokenText
 
 MADE: dict[str, Any] = {name: TokenText(kind()) for name, kind in KINDS.items()}
 

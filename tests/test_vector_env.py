@@ -1,4 +1,4 @@
-"""The batched face: the same as `SyncVectorEnv` of the single face, refilling, resting, and saved state."""
+"""The vector environment: the same as `SyncVectorEnv` of the single one, refilling, resting, and saved state."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ import torch
 from model_zoo import KINDS, LONGEST, batch, build, own_log_probs, random_of
 from tiny_models import SMALL, VOCAB
 
-from textgen_env import prefix_cache, slot_attention
-from textgen_env.position_switches import Switches, position_switches
-from textgen_env.prefix_cache import PrefixCache, path_of
-from textgen_env.scoring import response_log_probs, way_of
-from textgen_env.verification import Oracle, undisturbed
+from textgen_env.lm import prefix_cache, slot_attention
+from textgen_env.lm.log_probs import response_log_probs, way_of
+from textgen_env.lm.position_switches import Switches, position_switches
+from textgen_env.lm.prefix_cache import PrefixCache, path_of
+from textgen_env.lm.verification import Oracle, undisturbed
 
 
 def expected_scores(model: Any) -> torch.Tensor:

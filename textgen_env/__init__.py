@@ -11,11 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textgen_env import moved
 from textgen_env.tasks import TASKS, register_tasks
 
 if TYPE_CHECKING:
     from textgen_env.env import TextGenEnv as TextGenEnv
-    from textgen_env.language_model import LanguageModel as LanguageModel
+    from textgen_env.lm.language_model import LanguageModel as LanguageModel
     from textgen_env.vector_env import REST as REST
     from textgen_env.vector_env import TextGenVectorEnv as TextGenVectorEnv
 
@@ -31,7 +32,7 @@ if not (_here / "agents").is_dir() and (_here.parent / "agents" / "ppo.py").is_f
     __path__.append(str(_here.parent))
 
 _LAZY = {
-    "LanguageModel": "textgen_env.language_model",
+    "LanguageModel": "textgen_env.lm.language_model",
     "REST": "textgen_env.vector_env",
     "TextGenEnv": "textgen_env.env",
     "TextGenVectorEnv": "textgen_env.vector_env",
@@ -49,4 +50,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+moved.install()
 register_tasks()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from textgen_env.notices import shown
 
 if TYPE_CHECKING:
-    from textgen_env.language_model import LanguageModel
+    from textgen_env.lm.language_model import LanguageModel
 
 
 class ActionRules:

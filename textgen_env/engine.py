@@ -1,7 +1,8 @@
 """n token episodes side by side: the only place where prefix, scorer and KL meet.
 
-Both faces (`env.TextGenEnv` with one slot, `vector_env.TextGenVectorEnv` with n) are thin coats over `Engine`; spaces,
-autoreset and the dictionaries of Gymnasium live there. Random generators are handed in: the engine owns none.
+Both environments (`env.TextGenEnv` with one slot, `vector_env.TextGenVectorEnv` with n) are thin wrappers around
+`Engine`; spaces, autoreset and the dictionaries of Gymnasium live there. Random generators are handed in: the engine
+owns none.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from textgen_env.action_masks import ActionRules
+from textgen_env.config import EnvConfig, check_room
 from textgen_env.episode import Completion, FinishReason, Prefixes, Prompt, StepResult
 from textgen_env.kl_penalty import KLPenalty
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.prefix_cache import PrefixCache
 from textgen_env.notices import warn_user
-from textgen_env.prefix_cache import PrefixCache
 from textgen_env.prompts import PromptLike, as_prompt, check_columns, load_prompts
 from textgen_env.reward import Reward
 from textgen_env.saved_state import engine_state, load_engine_state
-from textgen_env.settings import Settings, check_room
 from textgen_env.stop_strings import StopStrings
 from textgen_env.vocabulary import fits_positions, same_vocabulary, tokenize_prompt
 
@@ -35,7 +36,7 @@ class Engine:
 
     Args:
         slots: how many episodes run side by side.
-        settings: what the MDP is; see `TextGenEnv` for each argument.
+        config: what the MDP is; see `TextGenEnv` for each argument.
 
     Attributes:
         language_model: whose tokens are the actions; its weights load only when something asks for its logits.
@@ -48,35 +49,35 @@ class Engine:
         token_ref_log_probs, token_kls: the same for log π_ref and for the KL, in nats; NaN where unknown.
     """
 
-    def __init__(self, slots: int, settings: Settings) -> None:
-        self.settings = settings
-        self.prompts = load_prompts(settings.prompts)
+    def __init__(self, slots: int, config: EnvConfig) -> None:
+        self.config = config
+        self.prompts = load_prompts(config.prompts)
         self.language_model = self._load("model")
-        same = settings.reference is None or settings.reference == settings.model
+        same = config.reference is None or config.reference == config.model
         self.reference = self.language_model if same else self._load("reference")
         same_vocabulary(self.language_model, self.reference)
-        if settings.kl_coef > 0 or settings.reference_top_p < 1:
-            fits_positions(self.reference, settings.max_prompt_tokens, settings.max_new_tokens)
+        if config.kl_coef > 0 or config.reference_top_p < 1:
+            fits_positions(self.reference, config.max_prompt_tokens, config.max_new_tokens)
         self.kl = KLPenalty(
             self.reference,
             slots,
-            coef=settings.kl_coef,
-            estimator=settings.kl_estimator,
-            temperature=settings.temperature,
-            top_p=settings.reference_top_p,
+            coef=config.kl_coef,
+            estimator=config.kl_estimator,
+            temperature=config.temperature,
+            top_p=config.reference_top_p,
         )
-        self.rules = ActionRules(self.language_model, settings.forbidden_tokens, settings.min_new_tokens)
-        self.stop_strings = StopStrings(settings.stop_strings, self.language_model)
+        self.rules = ActionRules(self.language_model, config.forbidden_tokens, config.min_new_tokens)
+        self.stop_strings = StopStrings(config.stop_strings, self.language_model)
         self._eos = np.array(sorted(self.language_model.eos_token_ids), dtype=np.int64)
-        check_room(slots, settings, self.language_model)
-        self.reward = Reward(settings.scorer, self.prompts, slots)
-        width = settings.max_prompt_tokens + settings.max_new_tokens
+        check_room(slots, config, self.language_model)
+        self.reward = Reward(config.scorer, self.prompts, slots)
+        width = config.max_prompt_tokens + config.max_new_tokens
         self.prefixes = Prefixes(slots, width, self.language_model.pad_token_id)
         self.playing = np.zeros(slots, dtype=np.bool_)
         self.current: list[Prompt | None] = [None] * slots
         self.finish_reasons: list[FinishReason | None] = [None] * slots
         self.token_rewards, self.token_ref_log_probs, self.token_kls = (
-            np.full((slots, settings.max_new_tokens), np.nan) for _ in range(3)
+            np.full((slots, config.max_new_tokens), np.nan) for _ in range(3)
         )
         self._token_ids: dict[Any, list[int]] = {}
         self._warned_of_cut = False
@@ -85,10 +86,10 @@ class Engine:
 
     def _load(self, role: str) -> LanguageModel:
         """The model of an argument; errors name that argument."""
-        source = getattr(self.settings, role)
+        source = getattr(self.config, role)
         if not isinstance(source, (str, Path)):
             return source
-        return LanguageModel(source, device=self.settings.device, dtype=self.settings.dtype, role=role)
+        return LanguageModel(source, device=self.config.device, dtype=self.config.dtype, role=role)
 
     def _check_prompts(self) -> None:
         """Find prompts that the scorer or the tokenizer cannot take before the first episode does.
@@ -104,7 +105,7 @@ class Engine:
             if every_text or (order and order not in orders):
                 orders.add(order)
                 try:
-                    tokenize_prompt(self.language_model, prompt, self.settings.max_prompt_tokens)
+                    tokenize_prompt(self.language_model, prompt, self.config.max_prompt_tokens)
                 except ValueError as error:
                     raise ValueError(f"prompts[{index}]: {error}") from error
 
@@ -144,7 +145,7 @@ class Engine:
         if key not in self._token_ids:
             if len(self._token_ids) > 10 * len(self.prompts) + 1000:  # prompts given by hand must not pile up for ever
                 self._token_ids.clear()
-            limit = self.settings.max_prompt_tokens
+            limit = self.config.max_prompt_tokens
             self._token_ids[key], excess = tokenize_prompt(self.language_model, prompt, limit)
             if excess and not self._warned_of_cut:
                 self._warned_of_cut = True
@@ -196,13 +197,13 @@ class Engine:
         self.playing[rows[ended]] = False
         self.episodes_ended += len(endings)
         cut = np.array([reason is FinishReason.LENGTH for reason in reasons], dtype=np.bool_)
-        truncated = cut if self.settings.length_limit == "truncate" else np.zeros_like(cut)
+        truncated = cut if self.config.length_limit == "truncate" else np.zeros_like(cut)
         return StepResult(rewards, ended & ~truncated, truncated, parts, price.ref_log_prob, endings)
 
     def _finish_reasons(self, actions: NDArray[np.int64], rows: Rows) -> list[FinishReason | None]:
         """Why each row ends with the action just appended, or None: EOS before a stop string before the limit."""
         is_eos = (actions[:, None] == self._eos).any(axis=1)
-        at_limit = self.prefixes.response_lengths[rows] >= self.settings.max_new_tokens
+        at_limit = self.prefixes.response_lengths[rows] >= self.config.max_new_tokens
         reasons: list[FinishReason | None] = [None] * len(rows)
         for at in np.flatnonzero(at_limit).tolist():
             reasons[at] = FinishReason.LENGTH
@@ -263,12 +264,12 @@ class Engine:
     @property
     def restricted(self) -> bool:
         """Whether any action can be masked at all."""
-        return self.rules.restrict or self.settings.reference_top_p < 1
+        return self.rules.restrict or self.config.reference_top_p < 1
 
     def action_masks(self, rows: Rows) -> NDArray[np.bool_]:
         """bool (m, V), True where an action is allowed at the given rows. Computed on demand."""
         masks = self.rules.masks(self.prefixes.response_lengths[rows])
-        if self.settings.reference_top_p < 1:
+        if self.config.reference_top_p < 1:
             masks = self.kl.nucleus(self.prefixes, rows, masks)
         return masks
 

@@ -1,4 +1,4 @@
-"""The single face: a language model as a `gymnasium.Env` whose actions are tokens."""
+"""The single environment: a language model as a `gymnasium.Env` whose actions are tokens."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from textgen_env.face import RENDER_MODES, Face, as_actions, check_seed, prompt_choice
-from textgen_env.language_model import LanguageModel
+from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, check_seed, prompt_choice
+from textgen_env.config import spelled_out
+from textgen_env.lm.language_model import LanguageModel
 from textgen_env.notices import shown, warn_user
-from textgen_env.settings import spelled_out
 
 Observation = dict[str, NDArray[Any]]
 SLOT = np.zeros(1, dtype=np.int64)  # the rows of an engine with one slot
 
 
-class TextGenEnv(Face, gym.Env[Observation, np.int64]):
+class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
     """Text generation as a Markov decision process: the state is a prefix, an action is the next token.
 
     ## Action Space

@@ -81,7 +81,7 @@ class StepResult:
 class Prefixes:
     """The states of n episodes: right-padded token rows of width L = max_prompt_tokens + max_new_tokens.
 
-    Appending writes one column entry a row, so that its cost does not depend on how long the rows are.
+    Appending writes one column entry per row, so that its cost does not depend on how long the rows are.
 
     Attributes:
         input_ids: int64 (n, L); `pad_token_id` beyond a row's length.

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from textgen_env.episode import Prefixes
 from textgen_env.kl import check_estimator, estimate_kl, full_kl
+from textgen_env.lm.sampling import warp_logits
 from textgen_env.notices import shown, warn_user
-from textgen_env.sampling import warp_logits
 from textgen_env.vocabulary import same_vocabulary
 
 if TYPE_CHECKING:
-    from textgen_env.language_model import LanguageModel
-    from textgen_env.prefix_cache import PrefixCache
+    from textgen_env.lm.language_model import LanguageModel
+    from textgen_env.lm.prefix_cache import PrefixCache
 
 Policy: TypeAlias = "Callable[[Prefixes, NDArray[np.int64]], torch.Tensor]"
 
@@ -128,7 +128,7 @@ class KLPenalty:
 
     @property
     def cache(self) -> PrefixCache:
-        """The reference's memory of prefixes, one row a slot; loads its weights."""
+        """The reference's memory of prefixes, one row per slot; loads its weights."""
         if self._cache is None:
             self._cache = self.reference.prefix_cache(self._slots)
         return self._cache

@@ -31,7 +31,7 @@ _MARKS = (  # the longer before the shorter that it begins with
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """The JSON values of a file, each with the words that say where it stands.
 
-    One value a line; or a single array, in lines or not, whose entries are the values.
+    One value per line; or a single array, in lines or not, whose entries are the values.
 
     Raises:
         ValueError: not UTF-8 (or UTF-16 with its mark), not JSON, a key twice in an object, NaN or Infinity.

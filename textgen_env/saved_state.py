@@ -1,6 +1,6 @@
 """Episodes in flight as plain JSON values, and back. What is read is checked as a whole before anything changes.
 
-The engine knows what to keep; the generators of the slots are the environments' own (`face.py`).
+The engine knows what to keep; the generators of the slots are the environments' own (`base_env.py`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from textgen_env.config import check_kl_coef
 from textgen_env.episode import FinishReason, Prompt
 from textgen_env.notices import shown
 from textgen_env.prompts import as_prompt, prompt_as_dict
 from textgen_env.scorers import scorer_name
-from textgen_env.settings import check_kl_coef
 
 if TYPE_CHECKING:
     from textgen_env.engine import Engine
@@ -83,8 +83,8 @@ def _made_with(engine: Engine) -> dict[str, Any]:
     """What two environments must share for one to go on with the other's state."""
     vocabulary = sorted(engine.language_model.tokenizer.get_vocab().items())
     return {
-        "max_prompt_tokens": engine.settings.max_prompt_tokens,
-        "max_new_tokens": engine.settings.max_new_tokens,
+        "max_prompt_tokens": engine.config.max_prompt_tokens,
+        "max_new_tokens": engine.config.max_new_tokens,
         "parts": list(engine.reward.part_names),
         "vocab_size": engine.language_model.vocab_size,
         "vocabulary": f"{zlib.crc32(repr(vocabulary).encode('utf-8', 'surrogatepass')):08x}",
@@ -119,7 +119,7 @@ def _read_slot(engine: Engine, saved: Any, where: str) -> SavedSlot:
     potentials = _numbers(saved, "potentials", where, (int, float))
     columns = entry(saved, "tokens", list, where)
     tokens = [_numbers(columns, index, f"{where}['tokens']", (int, float)) for index in range(len(columns))]
-    settings = engine.settings
+    settings = engine.config
     fits = {
         "prompt": (prompt is None) == (not token_ids) and not (playing and prompt is None),
         "token_ids": all(0 <= token < _ids(engine) for token in token_ids),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from textgen_env.language_model import LanguageModel
+    from textgen_env.lm.language_model import LanguageModel
 
 
 class SpecialStop(NamedTuple):

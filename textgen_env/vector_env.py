@@ -1,4 +1,4 @@
-"""The batched face: n slots of the token MDP as one `gymnasium.vector.VectorEnv`, in one process."""
+"""The vector environment: n slots of the token MDP as one `gymnasium.vector.VectorEnv`, in one process."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, check_seed, prompt_choice
+from textgen_env.config import spelled_out
 from textgen_env.engine import Rows
 from textgen_env.episode import Prompt, StepResult
-from textgen_env.face import RENDER_MODES, Face, as_actions, check_seed, prompt_choice
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 from textgen_env.messages import is_conversation
 from textgen_env.notices import shown, warn_user
-from textgen_env.settings import spelled_out
 
 Observations = dict[str, NDArray[Any]]
 REST = -1  # the action of a slot that has ended and is to be left alone (autoreset_mode DISABLED)
 
 
-class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
+class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
     """n slots of `TextGenEnv`, stepped as one batch: one forward of the reference and one call of the scorer a step.
 
-    With the same seeds and actions it returns what `SyncVectorEnv` of the single face returns, in each autoreset mode.
-    The default is SAME_STEP, in which a slot that ends starts its next prompt at once, while the others go on: the old
+    With the same seeds and actions it returns what `SyncVectorEnv` of `TextGenEnv` returns, in each autoreset mode. The
+    default is SAME_STEP, in which a slot that ends starts its next prompt at once, while the others go on: the old
     observation and info are in `infos["final_obs"]` and `infos["final_info"]`.
 
     With DISABLED a slot that has ended waits for `reset(options={"reset_mask": bool (n,)})`. Until then it rests when
@@ -77,9 +77,9 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         """Begin an episode in every slot, or in those of `options["reset_mask"]`.
 
         Args:
-            seed: one integer s (slot i gets s + i), or one a slot; restarts the slots' generators.
-            options: `{"prompt": one for all, or a list with one a slot, "reset_mask": bool (n,)}`; a prompt is a text,
-                a conversation, a mapping or an index. With a list, a None entry draws that slot's prompt.
+            seed: one integer s (slot i gets s + i), or one per slot; restarts the slots' generators.
+            options: `{"prompt": one for all, or a list with one per slot, "reset_mask": bool (n,)}`; a prompt is a
+                text, a conversation, a mapping or an index. With a list, a None entry draws that slot's prompt.
 
         Raises:
             TypeError, ValueError, IndexError: a seed, option or prompt that is none; nothing has changed.
@@ -225,7 +225,7 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         self.engine.bind_policy(policy, batched=True)
 
     def render(self) -> tuple[Any, ...] | None:
-        """One frame a slot, as the single face renders it; None in "human" mode, which prints episodes as they end."""
+        """One frame per slot, as `TextGenEnv` renders it; None in "human" mode, which prints episodes as they end."""
         if self.render_mode is None:
             warn_user("render() needs render_mode: gym.make_vec(id, render_mode='ansi')")
             return None
@@ -248,12 +248,12 @@ class TextGenVectorEnv(Face, VectorEnv[Observations, NDArray[np.int64], NDArray[
         return self._slot_generators
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Face.state_dict`; with the flags of slots that have ended."""
+        """See `TextGenBase.state_dict`; with the flags of slots that have ended."""
         flags = {"terminated": self._terminated.tolist(), "truncated": self._truncated.tolist()}
         return super().state_dict() | flags
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Face.load_state_dict`."""
+        """See `TextGenBase.load_state_dict`."""
         flags = [self._saved_per_slot(state, name) for name in ("terminated", "truncated")]
         for name, values in zip(("terminated", "truncated"), flags, strict=True):
             if not all(isinstance(value, bool) for value in values):

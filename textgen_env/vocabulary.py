@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from textgen_env.action_masks import ActionRules
+from textgen_env.lm.position_switches import position_switches
 from textgen_env.messages import render_chat
-from textgen_env.position_switches import position_switches
 from textgen_env.stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from textgen_env.episode import Prompt
-    from textgen_env.language_model import LanguageModel
+    from textgen_env.lm.language_model import LanguageModel
 
 __all__ = ["ActionRules", "StopStrings", "fits_positions", "same_vocabulary", "tokenize_prompt"]
 

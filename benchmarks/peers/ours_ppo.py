@@ -18,7 +18,7 @@ from textgen_env.agents.memory import keep_freed_memory
 from textgen_env.agents.policy import ActorCritic
 from textgen_env.agents.ppo import PPO
 from textgen_env.agents.ppo_config import PPOConfig
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 
 
 def score(completions: list[str], *, completion_ids: list[list[int]], **_: object) -> list[float]:

@@ -2,9 +2,9 @@
 
 What it does otherwise than ours, by its own design:
 
-* A value head on the policy's trunk does not exist there; the value model is a second model. ``--critic small`` gives
-  it one embedding table and no transformer, the cheapest there can be (less work than our head); ``--critic full``
-  is what its documentation shows: a second model of the policy's size, trained too.
+* A value head on the policy's backbone does not exist there; the value model is a second model. ``--critic small``
+  gives it one embedding table and no transformer, the cheapest there can be (less work than our head); ``--critic
+  full`` is what its documentation shows: a second model of the policy's size, trained too.
 * The score comes from a reward *model*; here it is a module without weights that counts even token ids (of the prompt
   as well), so that it costs nothing.
 * Old log-probs are taken from the logits of `generate`, not from a pass of their own: one forward less than ours.

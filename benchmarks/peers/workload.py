@@ -2,7 +2,7 @@
 
 What lives here: the command line that all peers share, prompts, the reward, and `Meter`, which gives one JSON line an
 iteration. Standard library and torch only, so that it can be imported in any peer's environment. What does not: the
-programs themselves (one file a library), alternation and statistics (``benchmarks/training.py``).
+programs themselves (one file per library), alternation and statistics (``benchmarks/training.py``).
 
 The work of one iteration: sample ``completions`` responses of exactly ``new_tokens`` tokens (no EOS ends them) to
 prompts of about 10 tokens at temperature 1, score each by its share of even token ids, take the KL to a frozen copy of

@@ -14,7 +14,7 @@ import torch
 from textgen_env.agents.policy import ActorCritic, PolicyConfig
 from textgen_env.agents.ppo import PPO
 from textgen_env.agents.ppo_config import PPOConfig
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]
 

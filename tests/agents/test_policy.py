@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from textgen_env.agents.policy import ActorCritic, PolicyConfig, ValueHead
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 
 IDS = torch.tensor([[3, 4, 5, 6, 0], [7, 8, 9, 1, 1]])
 ATTENTION = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

@@ -25,7 +25,7 @@ from textgen_env.agents.evaluate import (
 )
 from textgen_env.agents.report import before_after_table, held_out_curve, plot, too_large
 from textgen_env.agents.rollout import Rollout
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 
 
 def test_the_jackknife_of_a_mean_is_s_over_root_n():
@@ -89,7 +89,7 @@ def test_a_response_without_a_score_counts_in_everything_but_the_score():
 
 
 def test_the_error_of_a_ratio_agrees_with_the_bootstrap():
-    """KL per token is a sum over responses divided by another: no mean of one number a response."""
+    """KL per token is a sum over responses divided by another: no mean of one number per response."""
     draw = random.Random(3)
     lengths = [draw.randint(1, 12) for _ in range(60)]
     kls = [draw.gauss(0.2, 0.3) * length for length in lengths]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from textgen_env.agents.rollout import collect
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]
 

@@ -141,7 +141,7 @@ class Log(BaseCallback):
 
 def test_logged_kl_is_raw_and_the_coefficient_adapts(arguments: dict[str, Any]) -> None:
     coefficient, log = AdaptiveKLCoefficient(BETA, target=1e-3, horizon=10), Log()
-    model = ppo(make(arguments | {"max_new_tokens": 1}), arguments["model"])  # one token a response: all end
+    model = ppo(make(arguments | {"max_new_tokens": 1}), arguments["model"])  # one token per response: all end
     snapshot = Snapshot()
     model.learn(48, callback=[KLPenaltyCallback(coefficient), log, snapshot])
     row = log.rows[0]

@@ -1,4 +1,4 @@
-"""Tianshou: its collector over the batched face, masks, exact KL in the buffer, PPO learns. Needs tianshou."""
+"""Tianshou: its collector over the vector environment, masks, exact KL in the buffer, PPO learns. Needs tianshou."""
 
 from __future__ import annotations
 

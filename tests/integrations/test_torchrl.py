@@ -1,4 +1,4 @@
-"""TorchRL: both faces pass its own checker, masks hold, rewards carry the exact KL, PPO learns. Needs torchrl."""
+"""TorchRL: both pass its own checker, masks hold, rewards carry the exact KL, PPO learns. Needs torchrl."""
 
 from __future__ import annotations
 

@@ -53,5 +53,5 @@ def test_token_rewards() -> None:
 
 def test_token_rewards_must_fit_the_tokens() -> None:
     scorer = TokenRewards(lambda completions, completion_ids: [[1.0]], name="mine")
-    with pytest.raises(ScorerError, match="'mine' must return one value a token: row 0 has 3 tokens, got 1"):
+    with pytest.raises(ScorerError, match="'mine' must return one value per token: row 0 has 3 tokens, got 1"):
         call_scorer(scorer, ["abc"], prompts=["p"], completion_ids=[IDS])

@@ -1,4 +1,4 @@
-"""Scorers that run models, against one plain forward pass a text."""
+"""Scorers that run models, against one plain forward pass per text."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 from textgen_env.scorers import call_scorer, get_scorer
 from textgen_env.scorers.text_model import TextModel
 

@@ -161,9 +161,9 @@ def test_unbound_penalty_is_of_the_restricted_reference(arguments: dict[str, Any
 def test_ranks_beyond_the_allowed_tokens_are_masked(arguments: dict[str, Any]) -> None:
     arguments["forbidden_tokens"] = [token for token in range(VOCAB) if token not in (50, 60, 70)]
     env, venv = TopKActions(TextGenEnv(**arguments), K), VectorTopKActions(TextGenVectorEnv(2, **arguments), K)
-    for face in (env, venv):
-        face.reset(seed=0)
-        assert (face.action_masks() == [True, True, True, False, False]).all()
+    for one in (env, venv):
+        one.reset(seed=0)
+        assert (one.action_masks() == [True, True, True, False, False]).all()
     with pytest.raises(ValueError, match="action 3 is masked: only 3 tokens"):
         env.step(3)
     with pytest.raises(ValueError, match="action 4 is masked: only 3 tokens"):
@@ -184,7 +184,7 @@ def test_top_k_complains(arguments: dict[str, Any]) -> None:
         env.step(0)
 
 
-# --- both, on both faces ----------------------------------------------------------------------------------------------
+# --- both, on both environments ---------------------------------------------------------------------------------------
 
 
 def wrap(env: gym.Env, order: str) -> gym.Env:

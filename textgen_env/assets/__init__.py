@@ -2,7 +2,7 @@
 
 Here: names, folders and look-up, with the standard library alone, so that asking for a path costs nothing.
 Not here: downloading (``fetch.py``), the command line (``__main__.py``), and loading a model or a prompt set
-(``language_model.py``, ``prompts.py``).
+(``lm/language_model.py``, ``prompts.py``).
 
 An asset is *packaged* (it comes with the distribution) or *fetched* (``python -m textgen_env.assets fetch NAME``
 puts it into :func:`cache_dir`). Both are asked for by the same name.

@@ -1,7 +1,7 @@
 """Turn a GGUF file into safetensors and tokenizer files: ``python -m textgen_env.assets.convert FILE.gguf FOLDER``.
 
 Here: that one conversion, worth doing once: reading a GGUF file takes some thirty times as long as its safetensors.
-Not here: loading models for use (``language_model.py``) and fetching (``fetch.py``, which runs this file as a process).
+Not here: loading models for use (``lm/language_model.py``) and fetching (``fetch.py``, which runs this as a process).
 Needs the optional library gguf.
 """
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from textgen_env.language_model import LanguageModel
-from textgen_env.scoring import states
-from textgen_env.trunk import Trunk, split
+from textgen_env.lm.backbone import SplitModel, split
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.log_probs import states
 
 
 class LMHead(nn.Linear):
@@ -31,7 +31,7 @@ class LMHead(nn.Linear):
     """
 
     def __init__(self, language_model: LanguageModel, temperature: float = 1.0) -> None:
-        head, vocab_size = _trunk(language_model).head, language_model.vocab_size
+        head, vocab_size = _split(language_model).head, language_model.vocab_size
         if not isinstance(head, nn.Linear):
             raise ValueError(f"model={language_model.source!r} transforms its logits: its last layer is no actor alone")
         super().__init__(head.in_features + 1, vocab_size, bias=head.bias is not None)
@@ -80,8 +80,8 @@ class LMLogits(nn.Module):
         return (logits / self.temperature).reshape(*batch, -1), hidden.float().reshape(*batch, -1)
 
 
-def _trunk(language_model: LanguageModel) -> Trunk:
-    trunk = split(language_model.model)
-    if trunk is None:
+def _split(language_model: LanguageModel) -> SplitModel:
+    halves = split(language_model.model)
+    if halves is None:
         raise ValueError(f"model={language_model.source!r} cannot be taken apart into a body and a head")
-    return trunk
+    return halves

@@ -1,4 +1,4 @@
-"""RLlib (new API stack): a registered environment over the batched face, a policy module, and the KL in the learner.
+"""RLlib (new API stack): the vector environment registered, a policy module, and the KL in the learner.
 
 `make_env` is what RLlib's `register_env` wants; importing this module registers it as "textgen". Each env runner steps
 its slots as one batch. Algorithms, learners and metrics are RLlib's.
@@ -19,7 +19,7 @@ from torch import nn
 
 from textgen_env.integrations.networks import LMHead
 from textgen_env.kl import estimate_kl
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 from textgen_env.tasks import register_tasks
 from textgen_env.wrappers import VectorLMFeatures, VectorScoredCutsEnd, VectorTopKActions
 
@@ -34,7 +34,7 @@ except ImportError as error:
 
 
 def make_env(config: Mapping[str, Any]) -> VectorEnv:
-    """The batched face for one env runner.
+    """The vector environment for one env runner.
 
     Args:
         config: RLlib's `env_config`: "id" (default "textgen/Sentiment-v0"), "top_k" (`VectorTopKActions`), "masks"

@@ -1,7 +1,7 @@
 """Stable-Baselines3: an actor-critic policy that is a language model with a value head.
 
-In rollouts a forward is a decode step (`prefix_cache.py`); in updates, transitions of one episode share one
-teacher-forced forward (`scoring.py`) if they come in order, as `sb3_buffer.EpisodeRolloutBuffer` hands them out.
+In rollouts a forward is a decode step (`lm/prefix_cache.py`); in updates, transitions of one episode share one
+teacher-forced forward (`lm/log_probs.py`) if they come in order, as `sb3_buffer.EpisodeRolloutBuffer` hands them out.
 What it is trained on, and the KL, are other modules' affair.
 """
 
@@ -19,14 +19,14 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from textgen_env.adapters import trainable
 from textgen_env.integrations.sb3_buffer import check_tokens
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.adapters import trainable
+from textgen_env.lm.backbone import HALF, unwrap
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.log_probs import predicting, response_log_probs, states
+from textgen_env.lm.prefix_cache import PrefixCache
+from textgen_env.lm.sampling import sample, warp_logits
 from textgen_env.notices import warn_user
-from textgen_env.prefix_cache import PrefixCache
-from textgen_env.sampling import sample, warp_logits
-from textgen_env.scoring import predicting, response_log_probs, states
-from textgen_env.trunk import HALF, unwrap
 
 MOST_CACHES = 3  # training, evaluation and single observations; further batch sizes push the oldest out
 

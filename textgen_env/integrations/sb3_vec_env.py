@@ -1,4 +1,4 @@
-"""Stable-Baselines3: the batched face as one of its vectorised environments. Policies and callbacks live elsewhere."""
+"""Stable-Baselines3: the vector environment as a `VecEnv`. Policies and callbacks live elsewhere."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class SB3VecEnv(VecEnv):
             setattr(self.venv.unwrapped, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Call a method of the batched environment once; a result with one entry a slot is handed out by slot."""
+        """Call a method of the batched environment once; a result with one entry per slot is handed out by slot."""
         self._masks_known |= method_name == "action_masks"
         result = getattr(self._holder(method_name), method_name)(*args, **kwargs)
         by_slot = isinstance(result, (np.ndarray, list, tuple)) and len(result) == self.num_envs
@@ -179,6 +179,6 @@ def masks_tokens(environment: VecEnv) -> bool:
     """Whether actions are tokens of which some are masked; `TopKActions` offers none of those."""
     try:
         engine = environment.get_attr("engine")[0]
-    except AttributeError:  # single faces behind another vectorised environment, which has no masks to ask for
+    except AttributeError:  # single environments behind another vectorised environment, which has no masks to ask for
         return False
     return engine.restricted and environment.action_space.n == engine.language_model.vocab_size  # type: ignore[attr-defined]

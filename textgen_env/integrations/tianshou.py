@@ -1,4 +1,4 @@
-"""Tianshou: the batched face as one of its vector environments, masked policies, and the KL in the collector's rewards.
+"""Tianshou: the vector environment as a `BaseVectorEnv`, masked policies, and the KL in the collector's rewards.
 
 Buffers, algorithms and trainers are Tianshou's own. Networks made of the language model are in `networks.py`.
 """
@@ -28,7 +28,7 @@ except ImportError as error:
 
 
 class TianshouVectorEnv(BaseVectorEnv):
-    """The batched face, with any wrappers, where Tianshou expects a `BaseVectorEnv`: one forward for all slots.
+    """The vector environment, with any wrappers, where Tianshou expects a `BaseVectorEnv`: one forward for all slots.
 
     Observations are those of the environment, or, with `masks`, Tianshou's form for masked actions: `obs.obs` and
     `obs.mask`. `info` holds numbers alone: `env_id`, `ref_logprob` (0 without a reference) and `score` (0 until the
@@ -57,7 +57,7 @@ class TianshouVectorEnv(BaseVectorEnv):
         self._seeds: Sequence[int | None] | None = None
 
     def get_env_attr(self, key: str, id: Any = None) -> list[Any]:
-        """An attribute of one slot's face, once a slot."""
+        """An attribute of one slot's environment, once per slot."""
         single = {"action_space": "single_action_space", "observation_space": "single_observation_space"}
         return [getattr(self.env, single.get(key, key))] * len(self._rows(id))
 
@@ -84,7 +84,7 @@ class TianshouVectorEnv(BaseVectorEnv):
         """Append a token in each of the given m slots.
 
         Tianshou leaves slots alone at the end of a collection of n episodes, and resets them afterwards. The batched
-        face has no such pause, so that they take an allowed token meanwhile.
+        environment has no such pause, so that they take an allowed token meanwhile.
 
         Raises:
             RuntimeError: a slot that was left alone is asked to go on.
@@ -104,7 +104,7 @@ class TianshouVectorEnv(BaseVectorEnv):
         return self._observations(observations, rows), rewards[rows], terminated[rows], truncated[rows], np.array(info)
 
     def render(self, **kwargs: Any) -> list[Any]:
-        """One frame a slot."""
+        """One frame per slot."""
         return list(self.env.render() or ())
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""TorchRL: both faces as a TorchRL environment with categorical actions, masks, and the KL in the reward.
+"""TorchRL: both environments as a TorchRL environment with categorical actions, masks, and the KL in the reward.
 
 `make_env` puts it together from TorchRL's own `GymWrapper` and the parts below, which also go into a `TransformedEnv`
 of one's own. Losses and collectors are TorchRL's; `networks.py` has policy networks made of the language model.
@@ -36,11 +36,11 @@ def make_env(env: gym.Env | gym.vector.VectorEnv, *, log_prob_key: str = "action
     limit cut and scored is terminated here, so that no value is added to its score.
 
     Args:
-        env: the single face, or the batched one with autoreset_mode="Disabled", as TorchRL prefers it.
+        env: the single environment, or the vector environment with autoreset_mode="Disabled", as TorchRL prefers it.
         log_prob_key: where the policy writes log π(a|s); it must when kl_coef > 0 (`return_log_prob=True`).
 
     Raises:
-        ValueError: the batched face resets by itself.
+        ValueError: the vector environment resets by itself.
     """
     mode = getattr(env.unwrapped, "autoreset_mode", AutoresetMode.DISABLED)
     if mode is not AutoresetMode.DISABLED:
@@ -95,7 +95,7 @@ class InfoReader(BaseInfoDictReader):
 
     @property
     def info_spec(self) -> Any:
-        """One unbounded number a key."""
+        """One unbounded number per key."""
         return Composite({key: Unbounded(self._shape) for key in self.keys}, shape=self._shape[:-1])
 
 

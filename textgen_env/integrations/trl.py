@@ -153,7 +153,7 @@ def config_arguments(env: Any) -> dict[str, Any]:
         ValueError: the task masks actions or has stop strings, which TRL does not apply to its log-probabilities.
     """
     env = env.unwrapped
-    settings = env.engine.settings
+    settings = env.engine.config
     if env.engine.restricted or settings.stop_strings:
         raise ValueError(
             "trl scores the responses it generates without masks: forbidden_tokens, min_new_tokens, reference_top_p "

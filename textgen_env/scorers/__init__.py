@@ -1,4 +1,4 @@
-"""Scorers: everything that turns a batch of texts into rewards. One file a scorer or family; this file only re-exports.
+"""Scorers: everything that turns a batch of texts into rewards. One file per scorer or family; this one re-exports.
 
 Importing the package is light: the library behind a scorer is imported when that scorer is built (see `registry`).
 """

@@ -1,4 +1,4 @@
-"""What scorers answer: one number a text, or `None`; how it is checked, added up and reported. Calling: `base.py`."""
+"""What scorers answer: one number per text, or `None`; how it is checked, added up and reported. Calling: `base.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Scores = list[float | None]
 
 
 class ScorerError(RuntimeError):
-    """A scorer raised, or returned something other than one finite number a text. Names scorer, prompt and text."""
+    """A scorer raised, or returned something other than one finite number per text. Names scorer, prompt and text."""
 
 
 def scorer_name(scorer: Callable[..., Any]) -> str:

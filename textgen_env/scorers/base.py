@@ -73,7 +73,7 @@ def call_scorer(
         n finite floats.
 
     Raises:
-        ScorerError: a completion is no text, the scorer raised, or it did not return one finite number a text.
+        ScorerError: a completion is no text, the scorer raised, or it did not return one finite number per text.
     """
     scores = raw_scores(scorer, completions, prompts=prompts, references=references, **extra)
     return applied(scorer, {"": scores}, completions, prompts)[""]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from textgen_env.trunk import HALF, unwrap
+from textgen_env.lm.backbone import HALF, unwrap
 
 Encoding = Mapping[str, Sequence[int]]
 _LOGGER = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Rewards at every token: any scorer as a potential, and scorers that give one value a token.
+"""Rewards at every token: any scorer as a potential, and scorers that give one value per token.
 
 A dense scorer is asked after every step with the texts so far and returns potentials Φ. The environment pays
 Φ(s_{t+1}) − Φ(s_t) with Φ(s_0) = 0, so that the rewards of an episode add up to the score of its last state: shaping
@@ -31,7 +31,7 @@ class Dense(Wrapper):
 
 
 class TokenRewards:
-    """Token-level rewards from a function that returns one value a token.
+    """Token-level rewards from a function that returns one value per token.
 
     `function(completions, *, completion_ids, prompts, …)` returns a list for each text, as long as its
     `completion_ids`, or `None` where it does not apply. The potential is the sum of the list. Each token is paid
@@ -60,7 +60,7 @@ class TokenRewards:
         for row, (values, ids) in enumerate(zip(rows, completion_ids, strict=True)):
             if values is not None and len(values) != len(ids):
                 raise ScorerError(
-                    f"scorer {self.name!r} must return one value a token: row {row} has {len(ids)} tokens, "
+                    f"scorer {self.name!r} must return one value per token: row {row} has {len(ids)} tokens, "
                     f"got {len(values)} values; text {completions[row]!r}"
                 )
         return [None if values is None else float(sum(values)) for values in rows]

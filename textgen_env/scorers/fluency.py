@@ -1,4 +1,4 @@
-"""Reward for being likely text: mean log-probability under a causal LM, which is `language_model.py`'s to load."""
+"""Reward for being likely text: mean log-probability under a causal LM, which is `lm/language_model.py`'s to load."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from textgen_env.language_model import LanguageModel
-from textgen_env.model_kinds import position_limit
-from textgen_env.trunk import unwrap
+from textgen_env.lm.backbone import unwrap
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.model_kinds import position_limit
 
 from .text_model import check_counts
 

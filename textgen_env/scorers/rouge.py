@@ -57,7 +57,7 @@ def _words_like(reference: str) -> Callable[[str], Tokens]:
 
 
 class Rouge:
-    """One ROUGE value a text in [0, 1]; higher is better (Lin, 2004).
+    """One ROUGE value per text in [0, 1]; higher is better (Lin, 2004).
 
     An empty text, or one without words, scores 0. With several references the best or the mean of the single values is
     taken.

@@ -1,4 +1,4 @@
-"""Sentence BLEU, chrF and TER as rewards, and their corpus-level values: thin faces of sacrebleu.
+"""Sentence BLEU, chrF and TER as rewards, and their corpus-level values: thin wrappers around sacrebleu.
 
 The statistics and formulas are sacrebleu's own. What is added here: references are prepared once and remembered, since
 a task asks for the same references in every epoch; scales; and what to do with very long texts under TER.
@@ -21,7 +21,7 @@ from .words import ngram_counts
 
 
 class _SacrebleuScorer:
-    """One number a text from a sacrebleu metric whose references are remembered.
+    """One number per text from a sacrebleu metric whose references are remembered.
 
     `_preprocess_segment`, `_extract_reference_info`, `_compute_segment_statistics` and `_compute_score_from_stats` are
     the stages that sacrebleu's own `sentence_score` runs through; calling them one by one lets the references' share be

@@ -8,7 +8,7 @@ from typing import Any
 import spacy
 
 from textgen_env.assets import resolve_model
-from textgen_env.loading import LOADING
+from textgen_env.lm.loading import LOADING
 
 from .shared_state import Lock
 

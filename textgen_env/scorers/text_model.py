@@ -1,8 +1,8 @@
 """Models that read whole texts: sequence classifiers and sentence encoders of transformers, loaded and run in batches.
 
 What their outputs mean is said in `classifier.py` and `similarity.py`, how texts share a batch in `batching.py`, which
-files are read, and when weights count as whole, in `loading.py`. Causal language models enter through
-`language_model.py`.
+files are read, and when weights count as whole, in `lm/loading.py`. Causal language models enter through
+`lm/language_model.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from textgen_env.loading import LOADING, Location, as_device, as_dtype, load_weights, open_model
-from textgen_env.model_kinds import check_classifier, check_encoder, position_limit
+from textgen_env.lm.loading import LOADING, Location, as_device, as_dtype, load_weights, open_model
+from textgen_env.lm.model_kinds import check_classifier, check_encoder, position_limit
 
 from .batching import BatchedModel, Encoding
 from .shared_state import Lock

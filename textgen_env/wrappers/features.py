@@ -117,7 +117,7 @@ def features(env: Any, observations: dict[str, NDArray[Any]], rows: NDArray[np.i
     lengths = observations["attention_mask"].sum(axis=1, dtype=np.int64)
     ids = observations["input_ids"][:, : lengths.max()]
     hidden = engine.kl.cache.next_logits_and_hidden(ids, lengths, rows)[1].float().cpu().numpy()
-    left = 1 - observations["response_mask"].sum(axis=1, dtype=np.int64) / engine.settings.max_new_tokens
+    left = 1 - observations["response_mask"].sum(axis=1, dtype=np.int64) / engine.config.max_new_tokens
     return np.concatenate([hidden, left[:, None]], axis=1, dtype=np.float32)
 
 

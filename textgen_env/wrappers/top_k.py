@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textgen_env.engine import Engine
-from textgen_env.sampling import warp_logits
+from textgen_env.lm.sampling import warp_logits
 
 
 class TopKActions(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -184,7 +184,7 @@ def rank(engine: Engine, rows: NDArray[np.int64], k: int) -> Choices:
         )
     mask = torch.from_numpy(engine.action_masks(rows)) if engine.restricted else None
     logits = engine.kl.ref_logits(engine.prefixes, rows)
-    top = warp_logits(logits, temperature=engine.settings.temperature, mask=mask).topk(k, dim=-1)
+    top = warp_logits(logits, temperature=engine.config.temperature, mask=mask).topk(k, dim=-1)
     return Choices(top.indices.cpu().numpy(), top.values.double().log_softmax(dim=-1).cpu().numpy())
 
 

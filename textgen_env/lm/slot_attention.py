@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from textgen_env.trunk import Trunk
+from textgen_env.lm.backbone import SplitModel
 
 ATTENTION = "textgen_slots"
 PLAN = "textgen_slot_plan"  # the keyword under which the plan travels through the model to its attention layers
@@ -213,7 +213,7 @@ def attention_of(config: PretrainedConfig, name: str) -> Iterator[None]:
 
 
 def read(
-    trunk: Trunk,
+    halves: SplitModel,
     config: PretrainedConfig,
     store: SlotStore,
     tokens: np.ndarray,
@@ -235,7 +235,7 @@ def read(
     Raises:
         UnsupportedModel: the model's attention asks for something unknown.
     """
-    device = next(trunk.body.parameters()).device
+    device = next(halves.body.parameters()).device
     offsets = np.cumsum(counts) - counts
     positions = np.arange(len(tokens)) - np.repeat(offsets - starts, counts)
     with torch.inference_mode(), attention_of(config, ATTENTION):
@@ -246,7 +246,7 @@ def read(
             torch.from_numpy(positions).to(device),
             [_group(part, rows, starts, counts, offsets, store.capacity, device) for part in _parts(starts, counts)],
         )
-        output = trunk.body(
+        output = halves.body(
             input_ids=torch.from_numpy(tokens).to(device).unsqueeze(0),
             position_ids=plan.positions.unsqueeze(0),
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),  # 4-d masks pass: none is built

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from textgen_env.model_kinds import position_limit
-from textgen_env.trunk import walk
+from textgen_env.lm.backbone import walk
+from textgen_env.lm.model_kinds import position_limit
 
 
 class Switches(NamedTuple):

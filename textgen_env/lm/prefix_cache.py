@@ -2,8 +2,8 @@
 
 `PrefixCache` is a pure function of its input with a memory: it compares each prefix with what that row held, reads
 what differs and remembers the rest. What to read is decided here, and in which way; how is `slot_attention.py`'s
-affair, or, for models it does not know, `library_cache.py`'s, or `scoring.py`'s where nothing can be kept. Sampling is
-in `sampling.py`.
+affair, or, for models it does not know, `fallback_cache.py`'s, or `log_probs.py`'s where nothing can be kept. Sampling
+is in `sampling.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from textgen_env.library_cache import LibraryReader
-from textgen_env.position_switches import fresh_frequencies, position_switches, text_limit
-from textgen_env.scoring import states, way_of
-from textgen_env.slot_attention import SlotStore, UnsupportedModel, read
-from textgen_env.trunk import evaluating, split, unwrap, walk
-from textgen_env.verification import ROWS, Oracle, undisturbed
-from textgen_env.wide_products import wide_products
+from textgen_env.lm.backbone import evaluating, split, unwrap, walk
+from textgen_env.lm.fallback_cache import FallbackReader
+from textgen_env.lm.log_probs import states, way_of
+from textgen_env.lm.position_switches import fresh_frequencies, position_switches, text_limit
+from textgen_env.lm.slot_attention import SlotStore, UnsupportedModel, read
+from textgen_env.lm.upcast_linear import upcast_linear
+from textgen_env.lm.verification import ROWS, Oracle, undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +88,8 @@ class PrefixCache:
     def invalidate(self) -> None:
         """Forget everything; the memory is given back."""
         self._store = SlotStore(self.rows)
-        self._copies: dict[int, torch.Tensor] = {}  # weights widened for decoding, see `wide_products.py`
-        self._library: dict[int, LibraryReader] | None = None  # one for each side of a switch
+        self._copies: dict[int, torch.Tensor] = {}  # weights widened for decoding, see `upcast_linear.py`
+        self._library: dict[int, FallbackReader] | None = None  # one for each side of a switch
         self._tokens = np.zeros((self.rows, 0), dtype=np.int64)
         self._held = np.zeros(self.rows, dtype=np.int64)  # tokens of each row whose keys and values are stored
         self._memo = Memo(self.rows)
@@ -146,7 +146,7 @@ class PrefixCache:
             self._tokens = np.pad(self._tokens, ((0, 0), (0, ids.shape[1] - self._tokens.shape[1])))
         self._held[rows] = 0  # until the read has succeeded
         path = self._path or path_of(self._inner, self._fast)
-        with evaluating(self._inner), wide_products(self._inner, self._copies):
+        with evaluating(self._inner), upcast_linear(self._inner, self._copies):
             if path == "whole" or not self._switches:
                 logits, hidden = self._read_side(path, 0, ids, lengths, rows, starts)
             else:
@@ -179,19 +179,19 @@ class PrefixCache:
         """Logits (n, V) and hidden states (n, d) of prefixes that may share a forward pass."""
         if path == "whole":
             return read_whole(self._inner, ids, lengths)
-        trunk = split(self._inner)
+        halves = split(self._inner)
         with fresh_frequencies(self._inner, self._switches):
             if path == "library":
                 self._library = {} if self._library is None else self._library
-                reader = self._library.setdefault(side, LibraryReader(self._inner, trunk))
+                reader = self._library.setdefault(side, FallbackReader(self._inner, halves))
                 return reader.read(ids, lengths, rows, starts)
-            if trunk is None:
+            if halves is None:
                 raise UnsupportedModel("it cannot be taken apart into body and head")
             columns = np.arange(ids.shape[1])
             new = ids[(columns >= starts[:, None]) & (columns < lengths[:, None])]
             in_use = int(self._held.max())
-            hidden = read(trunk, self._inner.config, self._store, new, rows, starts, lengths - starts, in_use)
-        return trunk.head(hidden), hidden
+            hidden = read(halves, self._inner.config, self._store, new, rows, starts, lengths - starts, in_use)
+        return halves.head(hidden), hidden
 
     def _checked(self, input_ids: Any, lengths: Any, rows: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ids, lengths = _integers(input_ids), _integers(lengths)

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from textgen_env.grouped_attention import best_attention
-from textgen_env.sampling import warp_logits
-from textgen_env.token_log_probs import token_log_probs
-from textgen_env.trunk import Transform, learn_split, split, unwrap
-from textgen_env.verification import Oracle, undisturbed
-from textgen_env.whole_texts import is_body, read_texts
-from textgen_env.wide_products import wide_products
+from textgen_env.lm.backbone import Transform, learn_split, split, unwrap
+from textgen_env.lm.gqa_attention import best_attention
+from textgen_env.lm.sampling import warp_logits
+from textgen_env.lm.token_log_probs import token_log_probs
+from textgen_env.lm.upcast_linear import upcast_linear
+from textgen_env.lm.verification import Oracle, undisturbed
+from textgen_env.lm.whole_texts import is_body, read_texts
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def response_log_probs(
 ) -> ResponseScores:
     """Log-probability of every response token given all tokens before it.
 
-    One forward of the trunk; the head is applied only where it is needed.
+    One forward of the backbone; the head is applied only where it is needed.
 
     Args:
         model: a causal LM of transformers, or one wrapped by peft.
@@ -130,7 +130,7 @@ def states(
 def _fast(module: Any, length: int) -> AbstractContextManager[Any]:
     stack = ExitStack()
     stack.enter_context(best_attention(module, length))
-    stack.enter_context(wide_products(module))
+    stack.enter_context(upcast_linear(module))
     return stack
 
 
@@ -181,12 +181,12 @@ def _all_logits(inner: Any, way: str, input_ids: torch.Tensor, attention_mask: t
 
 def _halves(inner: Any) -> tuple[Any, Transform]:
     """What is run, and what makes logits of its hidden states; nothing does if it makes them itself or is a body."""
-    trunk = None if is_body(inner) else split(inner)
-    return (inner, lambda hidden: hidden) if trunk is None else (trunk.body, trunk.head)
+    halves = None if is_body(inner) else split(inner)
+    return (inner, lambda hidden: hidden) if halves is None else (halves.body, halves.head)
 
 
 def _logits(inner: nn.Module, head: Transform, hidden: torch.Tensor, way: str) -> torch.Tensor:
-    with wide_products(inner) if way == "fast" else nullcontext():
+    with upcast_linear(inner) if way == "fast" else nullcontext():
         return head(hidden)
 
 

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from textgen_env.kl import KL_ESTIMATORS, KLEstimator, check_estimator
-from textgen_env.loading import DTYPES
+from textgen_env.lm.loading import DTYPES
 from textgen_env.notices import shown
 from textgen_env.prompts import PromptSource
 
 if TYPE_CHECKING:
-    from textgen_env.language_model import LanguageModel
+    from textgen_env.lm.language_model import LanguageModel
     from textgen_env.scorers.base import Scorer
 
 LENGTH_LIMITS = ("terminate", "truncate")
@@ -41,7 +41,7 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class EnvConfig:
     """The arguments of `TextGenEnv` and `TextGenVectorEnv`; see the former for what each means.
 
     Raises:
@@ -97,7 +97,7 @@ class Settings:
         object.__setattr__(self, name, value)  # a frozen instance, still being made
 
     @classmethod
-    def parse(cls, environment: str, arguments: dict[str, Any]) -> Settings:
+    def parse(cls, environment: str, arguments: dict[str, Any]) -> EnvConfig:
         """Build settings from an environment's keyword arguments; errors speak of that environment.
 
         Raises:
@@ -119,7 +119,7 @@ class Settings:
 
 
 def spelled_out(init: Init) -> Init:
-    """Show the fields of `Settings` in the signature of a constructor, where it says `**arguments`.
+    """Show the fields of `EnvConfig` in the signature of a constructor, where it says `**arguments`.
 
     They are written down once, and `help()`, editors and libraries that look see all of them, with types and defaults.
     """
@@ -131,7 +131,7 @@ def spelled_out(init: Init) -> Init:
             default=inspect.Parameter.empty if field.default is MISSING else field.default,
             annotation=field.type,
         )
-        for field in fields(Settings)
+        for field in fields(EnvConfig)
     ]
     before = [p for p in own.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     after = [p for p in own.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -180,9 +180,9 @@ def check_number(name: str, value: Any, wanted: str, right: Callable[[float], bo
     return number
 
 
-def check_room(slots: int, settings: Settings, model: LanguageModel) -> None:
+def check_room(slots: int, config: EnvConfig, model: LanguageModel) -> None:
     """The rows of all slots fit into memory, or a ValueError says what would."""
-    prompt, new = settings.max_prompt_tokens, settings.max_new_tokens
+    prompt, new = config.max_prompt_tokens, config.max_new_tokens
     needed = slots * ((prompt + new) * BYTES_PER_TOKEN + new * BYTES_PER_NEW_TOKEN)
     if needed <= MOST_BYTES:
         return

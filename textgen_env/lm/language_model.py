@@ -2,7 +2,7 @@
 
 The tokenizer and the configuration load at once, the weights only when something asks for `.model`. Which files are
 read, and which refused, is in `loading.py`, what a causal model is in `model_kinds.py`, decoding with memory in
-`prefix_cache.py`, teacher-forced scoring in `scoring.py`.
+`prefix_cache.py`, teacher-forced scoring in `log_probs.py`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from textgen_env.loading import LOADING, Location, as_device, as_dtype, load_weights, open_model
-from textgen_env.model_kinds import check_causal, check_live_causal
-from textgen_env.prefix_cache import PrefixCache
-from textgen_env.scoring import response_log_probs
-from textgen_env.token_text import TokenText
-from textgen_env.trunk import evaluating, unwrap
+from textgen_env.lm.backbone import evaluating, unwrap
+from textgen_env.lm.loading import LOADING, Location, as_device, as_dtype, load_weights, open_model
+from textgen_env.lm.log_probs import response_log_probs
+from textgen_env.lm.model_kinds import check_causal, check_live_causal
+from textgen_env.lm.prefix_cache import PrefixCache
+from textgen_env.lm.token_text import TokenText
 
 TOKENS_PER_BATCH = 4096  # padded tokens that `log_probs` sends through the model at a time
 _LIVE = "LanguageModel.from_modules(model, tokenizer)"

@@ -17,7 +17,7 @@ BLOCK = 1 << 19  # logits worked on at a time: 2 MB in float32, about a core's s
 
 
 def token_log_probs(logits: Tensor, tokens: Tensor, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of one token a row, and the entropy of each row.
+    """Log-probability of one token per row, and the entropy of each row.
 
     Args:
         logits: (N, V), any floating dtype; -inf excludes a token. Differentiable, once.

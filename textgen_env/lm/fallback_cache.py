@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from textgen_env.trunk import Trunk
-from textgen_env.whole_texts import accepted, states_and_logits
+from textgen_env.lm.backbone import SplitModel
+from textgen_env.lm.whole_texts import accepted, states_and_logits
 
 
-class LibraryReader:
+class FallbackReader:
     """Keeps the `DynamicCache` of the last batch that was read.
 
     Args:
         model: a causal LM of transformers.
-        trunk: its two halves, if it can be taken apart.
+        halves: its two halves, if it can be taken apart.
     """
 
-    def __init__(self, model: Any, trunk: Trunk | None) -> None:
-        self._model, self._trunk = model, trunk
+    def __init__(self, model: Any, halves: SplitModel | None) -> None:
+        self._model, self._split = model, halves
         self._rows = np.zeros(0, dtype=np.int64)
         self._cache: DynamicCache | None = None
         self._mask = torch.zeros(0)
@@ -53,18 +53,18 @@ class LibraryReader:
             self._mask = torch.from_numpy((shift >= 0).astype(np.int64)).to(device)
             positions = torch.from_numpy(np.maximum(shift, 0)).to(device)
         self._rows = rows
-        module = self._model if self._trunk is None else self._trunk.body
+        module = self._model if self._split is None else self._split.body
         options: dict[str, Any] = {
             "attention_mask": self._mask,
             "position_ids": positions,
             "past_key_values": self._cache,
         }
-        if self._trunk is None:
+        if self._split is None:
             options["output_hidden_states"] = True
         output = module(input_ids=tokens, **accepted(module, use_cache=True, **options))
         hidden, logits = states_and_logits(module, output)
         hidden = hidden[:, -1]
         if logits is not None:
             return logits[:, -1], hidden
-        assert self._trunk is not None
-        return self._trunk.head(hidden), hidden
+        assert self._split is not None
+        return self._split.head(hidden), hidden

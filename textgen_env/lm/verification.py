@@ -4,7 +4,7 @@ The oracle reads one unpadded text at a time, without memory and with the librar
 a shadow of the model, which shares its weights but no state, and whose windows and switches of the position encoding
 are brought near, so that a dozen tokens stand on both sides of each. A model that is no oracle (an
 encoder–decoder, one that looks ahead, one that answers differently each time or not with numbers) is refused. Which
-ways there are is known in `prefix_cache.py` and `scoring.py`.
+ways there are is known in `prefix_cache.py` and `log_probs.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from textgen_env.position_switches import position_switches, rope_settings, switches_once, text_limit
-from textgen_env.trunk import HALF, evaluating, walk
-from textgen_env.whole_texts import own_output
+from textgen_env.lm.backbone import HALF, evaluating, walk
+from textgen_env.lm.position_switches import position_switches, rope_settings, switches_once, text_limit
+from textgen_env.lm.whole_texts import own_output
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """What the single and the batched environment have in common: spaces, properties, infos, frames and their saved state.
 
-A face translates between an `Engine` and Gymnasium; stepping itself is written out in `env.py` and `vector_env.py`.
+It translates between an `Engine` and Gymnasium; stepping itself is written out in `env.py` and `vector_env.py`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
+from textgen_env.config import EnvConfig, check_choice, check_integer, check_kl_coef
 from textgen_env.engine import Engine
 from textgen_env.episode import Prompt, StepResult
-from textgen_env.language_model import LanguageModel
+from textgen_env.lm.language_model import LanguageModel
 from textgen_env.notices import shown, warn_user
 from textgen_env.render import Frame, render_ansi, render_rgb
 from textgen_env.saved_state import entry
-from textgen_env.settings import Settings, check_choice, check_integer, check_kl_coef
 
 CLEAR = "\x1b[2J\x1b[H"  # wipe the terminal and go to its upper left corner
 RENDER_MODES = ("human", "ansi", "rgb_array")
 
 
-class Face:
+class TextGenBase:
     """Mixed into both environments.
 
     Attributes:
-        engine: the slots behind the face.
+        engine: the slots behind the environment.
     """
 
     engine: Engine
@@ -42,7 +42,7 @@ class Face:
             check_choice("render_mode", render_mode, RENDER_MODES)
         self.render_mode = render_mode
         self._cuts, self._ended_at_cut, self._warned_of_reset = 0, 0, False
-        self.engine = Engine(slots, Settings.parse(type(self).__name__, arguments))
+        self.engine = Engine(slots, EnvConfig.parse(type(self).__name__, arguments))
 
     def _spaces(self) -> tuple[spaces.Dict, spaces.Discrete]:
         """Observation and action space of one slot."""
@@ -101,17 +101,17 @@ class Face:
     @property
     def temperature(self) -> float:
         """Divides the logits of policy and reference alike."""
-        return self.engine.settings.temperature
+        return self.engine.config.temperature
 
     @property
     def max_prompt_tokens(self) -> int:
         """Longer prompts are cut on the left."""
-        return self.engine.settings.max_prompt_tokens
+        return self.engine.config.max_prompt_tokens
 
     @property
     def max_new_tokens(self) -> int:
         """The length limit of a response."""
-        return self.engine.settings.max_new_tokens
+        return self.engine.config.max_new_tokens
 
     def delegate_kl(self, report_ref_logprob: bool = True) -> None:
         """Announce that the caller adds the KL itself, as a library hook or a trainer that scores whole rollouts does.
@@ -131,7 +131,7 @@ class Face:
         return {"prompt": prompt.text}
 
     def _step_info(self, result: StepResult, at: int) -> dict[str, Any]:
-        """The `info` of one slot's step, as the single face returns it."""
+        """The `info` of one slot's step, as the single environment returns it."""
         info: dict[str, Any] = {"reward_parts": {name: float(part[at]) for name, part in result.reward_parts.items()}}
         if result.ref_log_prob is not None:
             info["ref_logprob"] = float(result.ref_log_prob[at])

@@ -6,7 +6,7 @@ sums with no more rounding than the library's own kernel does, forward and backw
 half precision, so memory is that of a half-precision model.
 
 What lives here: which machines this suits (measured once), and a mode under which torch's `linear` works so. Used while
-scoring and training (`scoring.py`) and, with copies that are kept between steps, while decoding (`prefix_cache.py`).
+scoring and training (`log_probs.py`) and, with copies that are kept between steps, while decoding (`prefix_cache.py`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
-from textgen_env.trunk import HALF, checkpoints_activations
+from textgen_env.lm.backbone import HALF, checkpoints_activations
 
 MARGIN = 1.25  # float32 must be this much faster: far from 1, so that every process on a machine decides alike
 
 
-def wide_products(inner: Any, copies: dict[int, Tensor] | None = None) -> AbstractContextManager[Any]:
+def upcast_linear(inner: Any, copies: dict[int, Tensor] | None = None) -> AbstractContextManager[Any]:
     """Within it the linear layers of a model take the faster of the two ways.
 
     Args:
@@ -41,11 +41,11 @@ def wide_products(inner: Any, copies: dict[int, Tensor] | None = None) -> Abstra
         and float32_is_faster(inner.dtype)
         and not checkpoints_activations(inner)  # what is computed anew would be rounded differently
     )
-    return WideProducts(copies) if suits else nullcontext()
+    return UpcastLinear(copies) if suits else nullcontext()
 
 
-class WideProducts(TorchFunctionMode):
-    """`linear` of half-precision matrices on the CPU by way of float32; see `wide_products`."""
+class UpcastLinear(TorchFunctionMode):
+    """`linear` of half-precision matrices on the CPU by way of float32; see `upcast_linear`."""
 
     def __init__(self, copies: dict[int, Tensor] | None = None) -> None:
         super().__init__()

@@ -11,10 +11,10 @@ import torch
 from tiny_models import VOCAB, random_model
 from torch import Tensor, nn
 
-from textgen_env import wide_products as module
-from textgen_env.prefix_cache import PrefixCache
-from textgen_env.scoring import response_log_probs
-from textgen_env.wide_products import WideProducts, float32_is_faster, wide_products
+from textgen_env.lm import upcast_linear as module
+from textgen_env.lm.log_probs import response_log_probs
+from textgen_env.lm.prefix_cache import PrefixCache
+from textgen_env.lm.upcast_linear import UpcastLinear, float32_is_faster, upcast_linear
 
 HALF_ULP = 2**-8  # of bf16, relative: what one rounding may cost
 
@@ -34,7 +34,7 @@ def layer(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_products_are_rounded_once(dtype: torch.dtype) -> None:
     x, weight, bias = layer(dtype)
-    with WideProducts():
+    with UpcastLinear():
         ours = nn.functional.linear(x, weight, bias)
     exact = x.double() @ weight.double().t() + bias.double()
     torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=HALF_ULP)
@@ -44,7 +44,7 @@ def test_products_are_rounded_once(dtype: torch.dtype) -> None:
 def test_gradients_are_rounded_once() -> None:
     leaves = layer(torch.bfloat16)
     direction = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(1)).bfloat16()
-    with WideProducts():
+    with UpcastLinear():
         ours = torch.autograd.grad(nn.functional.linear(*leaves), leaves, direction)
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
     theirs = torch.autograd.grad(wide[0] @ wide[1].t() + wide[2], wide, direction.double())
@@ -56,7 +56,7 @@ def test_gradients_are_rounded_once() -> None:
 
 def test_frozen_weights_get_no_gradient() -> None:
     x, weight, bias = layer(torch.bfloat16)
-    with WideProducts():
+    with UpcastLinear():
         nn.functional.linear(x, weight.detach(), bias.detach()).sum().backward()
     assert x.grad is not None
     assert weight.grad is None
@@ -66,7 +66,7 @@ def test_frozen_weights_get_no_gradient() -> None:
 def test_kept_copies_serve_until_they_are_forgotten() -> None:
     x, weight, bias = (tensor.detach() for tensor in layer(torch.bfloat16))
     copies: dict[int, Tensor] = {}
-    with WideProducts(copies):
+    with UpcastLinear(copies):
         first = nn.functional.linear(x, weight, bias)
         torch.testing.assert_close(first.float(), x.float() @ weight.float().t() + bias, atol=1e-5, rtol=HALF_ULP)
         weight.zero_()
@@ -79,7 +79,7 @@ def test_other_layers_are_left_alone() -> None:
     """float32 layers, and layers whose input has another dtype than the weight (an error of torch's own)."""
     x, weight, bias = (tensor.detach() for tensor in layer(torch.float32))
     plain = nn.functional.linear(x, weight, bias)
-    with WideProducts({}):
+    with UpcastLinear({}):
         assert torch.equal(nn.functional.linear(x, weight, bias=bias), plain)
         with pytest.raises(RuntimeError, match="dtype"):
             nn.functional.linear(x, weight.bfloat16())
@@ -87,10 +87,10 @@ def test_other_layers_are_left_alone() -> None:
 
 def test_only_half_precision_on_a_cpu_is_affected(forced: None) -> None:
     model: Any = random_model("llama", VOCAB)
-    assert not isinstance(wide_products(model), WideProducts)
-    assert isinstance(wide_products(model.bfloat16()), WideProducts)
+    assert not isinstance(upcast_linear(model), UpcastLinear)
+    assert isinstance(upcast_linear(model.bfloat16()), UpcastLinear)
     model.gradient_checkpointing_enable()
-    assert not isinstance(wide_products(model), WideProducts)
+    assert not isinstance(upcast_linear(model), UpcastLinear)
 
 
 def test_decision_is_made_once() -> None:

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, GgufConfig
 from transformers.utils import cached_file
 
 from textgen_env.assets import MODELS, resolve_model
-from textgen_env.trunk import without_progress_bars
+from textgen_env.lm.backbone import without_progress_bars
 
 LOADING = threading.RLock()
 """Held by whatever loads: transformers changes global state of torch while it builds a model."""

@@ -11,11 +11,11 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import SMALL, VOCAB, random_model
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
-from textgen_env import scoring
-from textgen_env.grouped_attention import best_attention
-from textgen_env.scoring import response_log_probs
-from textgen_env.slot_attention import attention_of
-from textgen_env.trunk import split
+from textgen_env.lm import log_probs as module
+from textgen_env.lm.backbone import split
+from textgen_env.lm.gqa_attention import best_attention
+from textgen_env.lm.log_probs import response_log_probs
+from textgen_env.lm.slot_attention import attention_of
 
 
 def from_config(config: Any) -> Any:
@@ -122,7 +122,7 @@ def test_top_k_never_makes_a_taken_action_impossible() -> None:
 @pytest.mark.parametrize("chunk", [1024, 3])
 def test_gradients_equal_those_of_the_whole_computation(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one piece, and in chunks whose logits are recomputed in the backward."""
-    monkeypatch.setattr(scoring, "TOKENS_PER_CHUNK", chunk)
+    monkeypatch.setattr(module, "TOKENS_PER_CHUNK", chunk)
     model = copy.deepcopy(MODELS["llama"])
 
     def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
@@ -150,7 +150,7 @@ def test_attention_of_short_texts_in_half_precision(name: str, monkeypatch: pyte
 
     theirs, their_gradients = run()
     context = lambda inner, length: attention_of(inner.config, "textgen_grouped")  # noqa: E731
-    monkeypatch.setattr(scoring, "best_attention", context)
+    monkeypatch.setattr(module, "best_attention", context)
     ours, our_gradients = run()
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(our_gradients, their_gradients, atol=1e-4, rtol=1e-3)

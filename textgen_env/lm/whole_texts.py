@@ -1,7 +1,7 @@
 """Reading whole right-padded texts, with gradient and without memory: the forward pass behind scoring and recomputing.
 
 Texts are read in a padded batch, or each alone and unpadded where a model cannot take padding (found out in
-`scoring.py`). Texts on different sides of a switch of the position encoding never share a forward pass.
+`log_probs.py`). Texts on different sides of a switch of the position encoding never share a forward pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textgen_env.position_switches import Switches, fresh_frequencies, position_switches
+from textgen_env.lm.position_switches import Switches, fresh_frequencies, position_switches
 
 Around = Callable[[Any, int], AbstractContextManager[Any]]
 

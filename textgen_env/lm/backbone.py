@@ -20,7 +20,7 @@ Transform = Callable[[torch.Tensor], torch.Tensor]
 HALF = (torch.bfloat16, torch.float16)
 
 
-class Trunk(NamedTuple):
+class SplitModel(NamedTuple):
     """The two halves; logits = head(body(…).last_hidden_state)."""
 
     body: nn.Module
@@ -46,7 +46,7 @@ def unwrap(model: Any) -> Any:
 _names: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # model -> the transform that was found to fit
 
 
-def split(model: nn.Module) -> Trunk | None:
+def split(model: nn.Module) -> SplitModel | None:
     """Take a model apart, or return None if body and head do not give its own logits.
 
     The comparison runs once per model, on four tokens.
@@ -61,9 +61,9 @@ def split(model: nn.Module) -> Trunk | None:
     if name is None:
         return None
     if name == "plain":
-        return Trunk(body, linear)
+        return SplitModel(body, linear)
     transform = _transforms(inner.config)[name]
-    return Trunk(body, lambda hidden: transform(linear(hidden)))
+    return SplitModel(body, lambda hidden: transform(linear(hidden)))
 
 
 def learn_split(model: nn.Module, copied: nn.Module) -> None:

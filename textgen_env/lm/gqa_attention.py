@@ -1,7 +1,7 @@
 """Attention of short texts in half precision on a CPU, with gradient: two matrix products for all queries of a group.
 
 The fused kernel is slow there: forward and backward of 16 texts of 42 tokens take it four times as long, of 128 tokens
-twice. Used while scoring (`scoring.py`); decoding has its own (`slot_attention.py`).
+twice. Used while scoring (`log_probs.py`); decoding has its own (`slot_attention.py`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
-from textgen_env.slot_attention import attention_of
-from textgen_env.trunk import HALF, checkpoints_activations
+from textgen_env.lm.backbone import HALF, checkpoints_activations
+from textgen_env.lm.slot_attention import attention_of
 
 ATTENTION = "textgen_grouped"
 LONGEST = 256  # tokens; the scores of all queries are in memory at once, and the fused kernel catches up
 _HARMLESS = {"position_ids", "use_cache", "is_causal", "output_attentions", "sliding_window"}
 
 
-def grouped_attention(
+def gqa_attention(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -54,7 +54,7 @@ def grouped_attention(
     return attended.transpose(1, 2), None
 
 
-AttentionInterface.register(ATTENTION, grouped_attention)
+AttentionInterface.register(ATTENTION, gqa_attention)
 AttentionMaskInterface.register(ATTENTION, eager_mask)
 
 

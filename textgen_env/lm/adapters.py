@@ -1,7 +1,7 @@
 """Which weights of a model learn: all of them, those above the lowest blocks, or low-rank adapters (LoRA).
 
 What lives here: the choice, made once for every trainer, and saving what came of it. What does not: how they learn
-(optimisers, losses), and the forward pass, which is `scoring.py`'s.
+(optimisers, losses), and the forward pass, which is `log_probs.py`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from textgen_env.trunk import unwrap, without_progress_bars
+from textgen_env.lm.backbone import unwrap, without_progress_bars
 
 
 def trainable(
