@@ -1,6 +1,6 @@
-"""Modules under the names that they had before `lm/` was made: importing one of those gives the module of today, with a warning.
+"""Modules under the names that they had before `lm/` was made.
 
-Kept for one release. Whatever lives where it always did is not listed.
+Importing one of those gives the module of today, with a warning. Kept for one release. Whatever lives where it always did is not listed.
 """
 
 from __future__ import annotations
