@@ -1,6 +1,7 @@
 """Modules under the names that they had before `lm/` was made.
 
-Importing one of those gives the module of today, with a warning. Kept for one release. Whatever lives where it always did is not listed.
+Importing one of those gives the module of today, with a warning. Kept for one release. Whatever lives where it always
+did is not listed.
 """
 
 from __future__ import annotations
