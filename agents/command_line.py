@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import tyro
-
 import textgen_env
 
 from .display import one_line
+from .extra import tyro
 
 T = TypeVar("T")
 PACKAGE = Path(textgen_env.__file__).parent

@@ -10,11 +10,9 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
 from textgen_env.render import visible
+
+from .extra import BarColumn, Console, MofNCompleteColumn, Progress, Text, TextColumn, TimeRemainingColumn
 
 
 class Display:

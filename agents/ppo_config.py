@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tyro.conf import OmitArgPrefixes
-
+from .extra import OmitArgPrefixes
 from .policy import PolicyConfig
 from .run_settings import RunSettings
 from .setting_checks import (

@@ -14,12 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.table import Table
-from rich.text import Text
-
 from textgen_env.render import visible
 
 from .evaluate import Evaluation, standard_error_of_difference
+from .extra import Table, Text
 
 ROWS = (
     ("score", "score", "{:.3f}"),

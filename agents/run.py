@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from rich.console import Console
 from torch import Tensor
 
 from textgen_env.episode import Prompt
@@ -28,6 +27,7 @@ from .checkpoint import CheckpointError
 from .display import Display
 from .environments import make_environments, split_prompts
 from .evaluate import Evaluation, Played, frames, play, summarize
+from .extra import Console
 from .files import replace_file, replace_folder
 from .finite import check_metrics, check_weights
 from .metrics import MetricsLog, read_metrics

@@ -23,10 +23,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from rich.console import Console
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
+
+try:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+except ImportError as error:
+    message = f"this trainer needs Stable-Baselines3 ({error}): pip install 'textgen_env[agents,sb3]'"
+    raise ImportError(message, name=error.name) from error
 
 from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, KLPenaltyCallback, LMActorCriticPolicy, SB3VecEnv
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient
@@ -37,6 +41,7 @@ from textgen_env.lm.log_probs import ResponseScores, response_log_probs
 from .command_line import parse, resume_command
 from .command_line import run as run_program
 from .evaluate import Evaluation
+from .extra import Console
 from .files import replace_file
 from .policy import ActorCritic, frozen_scorer
 from .run import Run

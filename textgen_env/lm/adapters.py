@@ -44,6 +44,7 @@ def trainable(
 
     Raises:
         ValueError: `lora_rank`, `lora_alpha` or `frozen_layers` is out of range; the model is then unchanged.
+        ImportError: `lora_rank` without peft.
     """
     blocks = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
     if not 0 <= frozen_layers <= len(blocks):
@@ -74,7 +75,11 @@ def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _with_lora(model: Any, rank: int, alpha: int, generator: torch.Generator) -> nn.Module:
-    from peft import LoraConfig, get_peft_model  # slow to import, and needed by few
+    try:
+        from peft import LoraConfig, get_peft_model  # slow to import, and needed by few
+    except ImportError as error:
+        message = f"lora_rank={rank} needs peft ({error}): pip install 'textgen_env[agents]'"
+        raise ImportError(message, name=error.name) from error
 
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; what it drew is replaced below
