@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textgen_env import moved
+from textgen_env import checkout, moved
 from textgen_env.tasks import TASKS, register_tasks
 
 if TYPE_CHECKING:
@@ -24,12 +23,6 @@ try:
     __version__ = version("textgen_env")
 except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
-
-_here = Path(__file__).parent
-if not (_here / "agents").is_dir() and (_here.parent / "agents" / "ppo.py").is_file():
-    # A checkout keeps agents/ beside the package (setup.cfg moves it inside). Started in its folder, Python finds this
-    # copy of the package before an installed one, so it has to find its agents too.
-    __path__.append(str(_here.parent))
 
 _LAZY = {
     "LanguageModel": "textgen_env.lm.language_model",
@@ -50,5 +43,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+checkout.install()
 moved.install()
 register_tasks()
