@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+
 import pytest
 import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
+from sacrebleu.tokenizers.tokenizer_intl import TokenizerV14International
 from text_pairs import PAIRS
 
-from textgen_env.scorers import corpus_score, get_scorer
+from textgen_env.scorers import corpus_score, get_scorer, sacrebleu_metrics
 
 
 @pytest.mark.parametrize(
@@ -44,6 +50,35 @@ def test_rewards_equal_sentence_score(name, arguments, metric, sign) -> None:
     ]
     for _ in range(2):  # the second time from remembered references
         assert scorer(PAIRS.completions, references=references) == expected
+
+
+TEXT = st.text(st.sampled_from("abAB İé. ,-\n\t中"), max_size=30)
+
+
+@given(
+    TEXT, st.lists(TEXT, min_size=1, max_size=3), st.sampled_from(["13a", "intl", "char", "zh", "none"]), st.booleans()
+)
+def test_any_text_has_sacrebleus_value(text: str, references: list[str], tokenize: str, lowercase: bool) -> None:
+    metric = sacrebleu.BLEU(lowercase, tokenize=tokenize, effective_order=True, force=True)
+    (value,) = get_scorer("bleu", tokenize=tokenize, lowercase=lowercase)([text], references=[references])
+    assert value == pytest.approx(metric.sentence_score(text, references).score / 100, abs=1e-12)
+    assert 0 <= value <= 1
+
+
+def test_one_tokenizer_serves_all_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of sacrebleu's are models of many megabytes."""
+    made = []
+    init = TokenizerV14International.__init__
+    monkeypatch.setattr(TokenizerV14International, "__init__", lambda self: (made.append(self), init(self))[1])
+    scorer = get_scorer("bleu", tokenize="intl")
+    scorer(PAIRS.completions[:20], references=PAIRS.references[:20])
+    assert len(made) == 1
+
+
+def test_only_what_sacrebleu_documents_is_used() -> None:
+    tree = ast.parse(inspect.getsource(sacrebleu_metrics))
+    private = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")]
+    assert {ast.unparse(node.value) for node in private} <= {"self", "super()"}
 
 
 def test_ter_with_several_references() -> None:

@@ -1,8 +1,10 @@
 """ROUGE-1, -2, -L and -Lsum as rewards, and their corpus means. Tokens, stemming and formulas are those of rouge-score.
 
-Equal to rouge-score, and faster where it counts: tokenised references are remembered, words are stemmed once, and
-longest common subsequences come from `lcs` instead of a table of lists. Where rouge-score sees no words, in scripts
-other than the Latin, those of `words` count. Nothing else than ROUGE lives here.
+Equal to rouge-score, and not a wrapper around it for the sake of dense ROUGE, which scores a prefix per slot and step:
+tokenised references are remembered, words are stemmed once, and longest common subsequences come from `lcs` instead of
+a table of lists. On one core that is 20,000 to 37,000 short texts per second against 2,000 to 3,000, and up to twice as
+many where the references come again (`python -m benchmarks.scorers`). Where rouge-score sees no words, in scripts other
+than the Latin, those of `words` count. Nothing else than ROUGE lives here.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Sentence BLEU, chrF and TER as rewards, and their corpus-level values: thin wrappers around sacrebleu.
 
-The statistics and formulas are sacrebleu's own. What is added here: references are prepared once and remembered, since
-a task asks for the same references in every epoch; scales; and what to do with very long texts under TER.
+Everything is counted and computed by sacrebleu, through its public interface. What is added here: references are
+prepared once and remembered, since a task asks for the same references in every epoch; scales; and what to do with very
+long texts under TER.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
@@ -17,22 +18,26 @@ from .answers import bounded
 from .arguments import hands_on
 from .base import usable_references
 from .shared_state import LRUCache
-from .words import ngram_counts
 
 
 class _SacrebleuScorer:
-    """One number per text from a sacrebleu metric whose references are remembered.
+    """One number per text from a metric of sacrebleu, made once for each set of references.
 
-    `_preprocess_segment`, `_extract_reference_info`, `_compute_segment_statistics` and `_compute_score_from_stats` are
-    the stages that sacrebleu's own `sentence_score` runs through; calling them one by one lets the references' share be
-    kept. Golden tests compare with `sentence_score`.
+    A metric that is made with references prepares them once, and compares with them whatever `corpus_score` is given;
+    of a single text that is its `sentence_score`.
+
+    Args:
+        kind: the class of the metric.
+        settings: its arguments.
+        cache_size: sets of references that are remembered.
     """
 
     name: str
 
-    def __init__(self, metric: Any, cache_size: int = 4096) -> None:
-        self.metric = metric
-        self._references = LRUCache(cache_size)
+    def __init__(self, kind: Callable[..., Any], settings: dict[str, Any], cache_size: int = 4096) -> None:
+        self.kind, self.settings = kind, settings
+        self.metric = kind(**settings)
+        self._prepared = LRUCache(cache_size)
 
     def __call__(
         self, completions: Sequence[str], *, references: Sequence[Sequence[str | None]], **_: Any
@@ -46,12 +51,12 @@ class _SacrebleuScorer:
 
     def _published(self, text: str, references: tuple[str, ...]) -> float:
         """The metric as sacrebleu prints it."""
-        prepared = self._references.get_or_make(references, lambda: self._prepare(references))
-        statistics = self.metric._compute_segment_statistics(self.metric._preprocess_segment(text), prepared)
-        return float(self.metric._compute_score_from_stats(statistics).score)
+        prepared = self._prepared.get_or_make(references, lambda: self._prepare(references))
+        return float(prepared.corpus_score([text], None).score)
 
-    def _prepare(self, references: tuple[str, ...]) -> dict[str, Any]:
-        return self.metric._extract_reference_info([self.metric._preprocess_segment(text) for text in references])
+    def _prepare(self, references: tuple[str, ...]) -> Any:
+        """The metric of these references."""
+        return self.kind(**self.settings, references=[[text] for text in references])
 
 
 class BLEU(_SacrebleuScorer):
@@ -83,28 +88,19 @@ class BLEU(_SacrebleuScorer):
         max_ngram_order: int = 4,
         effective_order: bool = True,
     ) -> None:
-        super().__init__(_bleu(tokenize, lowercase, smooth_method, smooth_value, max_ngram_order, effective_order))
+        settings = _bleu_settings(tokenize, lowercase, smooth_method, smooth_value, max_ngram_order, effective_order)
+        super().__init__(metrics.BLEU, settings)
 
     def _published(self, text: str, references: tuple[str, ...]) -> float:
-        """As the base class, with n-grams counted faster than sacrebleu does."""
-        order = self.metric.max_ngram_order
-        most, lengths = self._references.get_or_make(references, lambda: self._prepare(references))
-        tokens = self.metric._preprocess_segment(text).split()
-        correct = [0] * order
-        for ngram, count in ngram_counts(tokens, order).items():
-            if ngram in most:
-                correct[len(ngram) - 1] += min(count, most[ngram])
-        total = [max(len(tokens) - n, 0) for n in range(order)]
-        closest = min(lengths, key=lambda length: (abs(length - len(tokens)), length))
-        return float(self.metric._compute_score_from_stats([len(tokens), closest, *correct, *total]).score)
+        return super()._published(self._tokenized(text), references)
 
     def _prepare(self, references: tuple[str, ...]) -> Any:
-        """The most that each n-gram occurs in any reference, and the references' lengths."""
-        tokens = [self.metric._preprocess_segment(text).split() for text in references]
-        most: dict[Any, int] = {}
-        for counts in (ngram_counts(words, self.metric.max_ngram_order) for words in tokens):
-            most.update({ngram: count for ngram, count in counts.items() if count > most.get(ngram, 0)})
-        return most, [len(words) for words in tokens]
+        """One tokenizer, which may be a large model, serves all references: they come as its tokens."""
+        tokens = [[self._tokenized(text)] for text in references]
+        return metrics.BLEU(**{**self.settings, "tokenize": "none", "lowercase": False}, references=tokens)
+
+    def _tokenized(self, text: str) -> str:
+        return self.metric.tokenizer((text.lower() if self.metric.lowercase else text).rstrip())
 
 
 class ChrF(_SacrebleuScorer):
@@ -129,14 +125,15 @@ class ChrF(_SacrebleuScorer):
                 f"chrf: need char_order >= 1, word_order >= 0 and beta > 0, got {char_order=}, {word_order=}, {beta=}"
             )
         super().__init__(
-            metrics.CHRF(
-                char_order=char_order,
-                word_order=word_order,
-                beta=beta,
-                lowercase=lowercase,
-                whitespace=whitespace,
-                eps_smoothing=eps_smoothing,
-            )
+            metrics.CHRF,
+            {
+                "char_order": char_order,
+                "word_order": word_order,
+                "beta": beta,
+                "lowercase": lowercase,
+                "whitespace": whitespace,
+                "eps_smoothing": eps_smoothing,
+            },
         )
 
 
@@ -166,9 +163,13 @@ class TER(_SacrebleuScorer):
         if max_words < 0:
             raise ValueError(f"ter: max_words must be at least 0, got {max_words}")
         super().__init__(
-            metrics.TER(
-                normalized=normalized, no_punct=no_punct, asian_support=asian_support, case_sensitive=case_sensitive
-            )
+            metrics.TER,
+            {
+                "normalized": normalized,
+                "no_punct": no_punct,
+                "asian_support": asian_support,
+                "case_sensitive": case_sensitive,
+            },
         )
         self.max_words = max_words
 
@@ -179,8 +180,7 @@ class TER(_SacrebleuScorer):
 
     def _without_shifts(self, text: str, references: tuple[str, ...]) -> float:
         """Fewest word edits to a reference over the mean reference length, as in TER but for shifts."""
-        words = self.metric._preprocess_segment(text).split()
-        others = [self.metric._preprocess_segment(reference).split() for reference in references]
+        words, *others = (self.metric.tokenizer(one.rstrip()).split() for one in (text, *references))
         edits = min(Levenshtein.distance(words, other) for other in others)
         mean_length = sum(map(len, others)) / len(others)
         return edits / mean_length if mean_length else float(edits > 0)
@@ -191,7 +191,7 @@ def corpus_bleu(completions: Sequence[str], references: Sequence[Sequence[str]],
     """Corpus BLEU in [0, 100], without effective order unless asked for. Arguments as for `BLEU`."""
     settings = {"tokenize": "13a", "lowercase": False, "smooth_method": "exp", "smooth_value": None}
     settings |= {"max_ngram_order": 4, "effective_order": False}
-    return _corpus(_bleu(**{**settings, **kwargs}), completions, references)
+    return _corpus(metrics.BLEU(**_bleu_settings(**{**settings, **kwargs})), completions, references)
 
 
 @hands_on(ChrF)
@@ -214,15 +214,15 @@ def _corpus(metric: Any, completions: Sequence[str], references: Sequence[Sequen
     return bounded(metric.corpus_score(list(completions), streams).score, high=high)
 
 
-def _bleu(
+def _bleu_settings(
     tokenize: str,
     lowercase: bool,
     smooth_method: str,
     smooth_value: float | None,
     max_ngram_order: int,
     effective_order: bool,
-) -> metrics.BLEU:
-    """sacrebleu's BLEU, with arguments checked by name."""
+) -> dict[str, Any]:
+    """The arguments of sacrebleu's BLEU, checked by name."""
     if tokenize not in metrics.BLEU.TOKENIZERS:
         raise ValueError(f"bleu: tokenize must be one of {', '.join(metrics.BLEU.TOKENIZERS)}, got {tokenize!r}")
     if smooth_method not in metrics.BLEU.SMOOTH_DEFAULTS:
@@ -232,12 +232,12 @@ def _bleu(
         raise ValueError(f"bleu: max_ngram_order must be at least 1, got {max_ngram_order}")
     if smooth_value is not None and not 0 <= smooth_value < math.inf:
         raise ValueError(f"bleu: smooth_value must be at least 0, got {smooth_value}")
-    return metrics.BLEU(
-        tokenize=tokenize,
-        lowercase=lowercase,
-        smooth_method=smooth_method,
-        smooth_value=smooth_value,
-        max_ngram_order=max_ngram_order,
-        effective_order=effective_order,
-        force=True,  # no warnings about text that looks tokenised
-    )
+    return {
+        "tokenize": tokenize,
+        "lowercase": lowercase,
+        "smooth_method": smooth_method,
+        "smooth_value": smooth_value,
+        "max_ngram_order": max_ngram_order,
+        "effective_order": effective_order,
+        "force": True,  # no warnings about text that looks tokenised
+    }
