@@ -1,7 +1,8 @@
 """Optimising half-precision weights without losing small updates.
 
-What lives here: `MasterAdamW`, AdamW over fp32 master copies of the trainable parameters, with gradient accumulation
-and clipping in fp32, and the warm-up/decay factor. What does not: losses and the training loop (``ppo.py``).
+What lives here: `MasterAdamW`, a torch optimiser whose steps are taken on fp32 master copies of the parameters,
+clipping of the gradients that it has accumulated, and the warm-up/decay factor. What does not: losses and the training
+loop (``ppo.py``).
 
 Why: bf16 has 8 bits of mantissa, so w + Δ rounds back to w as soon as |Δ| < |w|/256; at a learning rate of 1e-5 almost
 every step would be lost. Steps are therefore taken in fp32 and rounded into the bf16 weight afterwards.
@@ -10,111 +11,206 @@ every step would be lost. Steps are therefore taken in fp32 and rounded into the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+WIDE = (torch.float32, torch.float64)
+"""Parameters of these types are their own masters."""
 
 
-class MasterAdamW:
+class MasterAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019) on fp32 masters of parameters of any floating dtype.
 
-    Usage: ``backward()`` → `accumulate()` as often as there are micro-batches, then `step()`.
+    Usage: ``backward()`` → `accumulate()` as often as there are micro-batches, then `step()`, which forgets the
+    gradients that it has used. A loop that is written for another optimiser, with one ``backward()`` per step, will do.
+
+    A master is made of its parameter when it is first needed, ``state[parameter]["master"]``, and rules from then on:
+    load other weights before that, or make a new optimiser. `state_dict` holds a master for every parameter, wide ones
+    included, and `load_state_dict` restores the parameters with them.
 
     Args:
-        groups: one mapping per parameter group: ``params``, and ``lr`` (the peak learning rate of the group).
+        groups: parameters, or one mapping per parameter group: ``params``, and ``lr`` (the peak learning rate of the
+            group) or any other of the arguments below.
+        lr: the peak learning rate of groups that name none.
         betas: decay of the first and second moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled decay, on matrices alone (not on biases or norms).
+
+    Raises:
+        ValueError: no parameters, or an argument out of range.
     """
 
     def __init__(
         self,
-        groups: Iterable[Mapping[str, Any]],
+        groups: Iterable[Any],
         *,
+        lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        self.params: list[nn.Parameter] = []
-        self.masters: list[Tensor] = []
-        master_groups = []
-        for group in groups:
-            params = list(group["params"])
-            # an fp32 parameter is its own master
-            masters = [p.data if p.dtype == torch.float32 else p.detach().float() for p in params]
-            self.params += params
-            self.masters += masters
-            for decayed, decay in ((True, weight_decay), (False, 0.0)):
-                chosen = [m for m in masters if (m.dim() >= 2) is decayed]
-                if chosen:
-                    lr = group["lr"]
-                    master_groups.append({"params": chosen, "lr": lr, "peak_lr": lr, "weight_decay": decay})
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={betas} must be at least 0 and below 1")
+        for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
+            if value < 0:
+                raise ValueError(f"{name}={value} must be at least 0")
+        copied = [dict(group) if isinstance(group, Mapping) else group for group in groups] or [{"params": []}]
+        super().__init__(copied, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         if not self.params:
             raise ValueError("groups holds no trainable parameter; unfreeze at least one")
-        # fused: one pass over the memory of each tensor instead of ten, which on a CPU is five times faster
-        self.adamw = torch.optim.AdamW(master_groups, betas=betas, eps=eps, fused=True)
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """All parameters, group by group."""
+        return [param for group in self.param_groups for param in group["params"]]
+
+    @property
+    def masters(self) -> list[Tensor]:
+        """The master of each of `params`: its copy in fp32, or the parameter itself if it is as precise."""
+        return [self._master(param) for param in self.params]
+
+    def _master(self, param: nn.Parameter) -> Tensor:
+        if param.dtype in WIDE:
+            return param
+        state = self.state[param]
+        if "master" not in state:
+            state["master"] = param.detach().float()
+        return state["master"]
 
     def accumulate(self) -> None:
         """Add the gradients of the parameters to those of the masters, in fp32."""
         for param, master in zip(self.params, self.masters, strict=True):
-            if param.grad is None:
-                continue
-            if param.dtype == torch.float32:
-                master.grad = param.grad  # the next backward pass itself goes on adding to it
-                continue
+            if master is param or param.grad is None:
+                continue  # the next backward pass itself goes on adding to a gradient in fp32
             master.grad = param.grad.float() if master.grad is None else master.grad.add_(param.grad)
             param.grad = None
 
-    def clip(self, max_norm: float) -> float:
-        """Scale the accumulated gradients to a global norm of at most ``max_norm``; returns the norm before."""
-        return float(nn.utils.clip_grad_norm_(self.masters, max_norm))
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, those that were accumulated too."""
+        super().zero_grad(set_to_none)
+        for state in self.state.values():
+            if "master" in state:
+                state["master"].grad = None
+
+    def scale_lr(self, factor: float) -> None:
+        """Set the learning rates to ``factor`` × the peaks, as a scheduler of torch does."""
+        for group in self.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
     @torch.no_grad()
-    def step(self, lr_factor: float = 1.0) -> None:
-        """One AdamW step at ``lr_factor`` × the peak learning rates; writes the masters into the parameters."""
-        for group in self.adamw.param_groups:
-            group["lr"] = group["peak_lr"] * lr_factor
-        self.adamw.step()
-        self.discard()
-        self._publish()
+    def step(self, closure: Callable[[], Any] | float | None = None) -> Any:  # type: ignore[override]
+        """One AdamW step on the masters, which is written into the parameters; the gradients are forgotten.
 
-    def discard(self) -> None:
-        """Forget the accumulated gradients."""
-        self.adamw.zero_grad(set_to_none=True)
-        for param in self.params:
-            param.grad = None
+        Args:
+            closure: computes the loss anew, with its gradients. A number is the factor of `scale_lr`.
 
-    @torch.no_grad()
-    def _publish(self) -> None:
-        for param, master in zip(self.params, self.masters, strict=True):
-            # copy_ also where the storage is shared: it raises the parameter's version, by which caches notice
+        Returns:
+            The loss, if there is a closure.
+        """
+        loss = None
+        if callable(closure):
+            with torch.enable_grad():
+                loss = closure()
+        elif closure is not None:
+            self.scale_lr(closure)
+        self.accumulate()
+        for group in self.param_groups:
+            for decayed in (True, False):
+                params = [param for param in group["params"] if (param.dim() >= 2) is decayed]
+                self._update(params, group, group["weight_decay"] if decayed else 0.0)
+        self.zero_grad()
+        return loss
+
+    def _update(self, params: list[nn.Parameter], group: Mapping[str, Any], weight_decay: float) -> None:
+        """Step those of some parameters that have gradients."""
+        params = [param for param in params if self._master(param).grad is not None]
+        if not params:
+            return
+        masters = [self._master(param) for param in params]
+        states = [self._moments(param, master) for param, master in zip(params, masters, strict=True)]
+        adamw(
+            masters,
+            [master.grad for master in masters if master.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,  # one pass over the memory of each tensor instead of ten, on a CPU five times faster
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=weight_decay,
+            eps=group["eps"],
+            maximize=False,
+        )
+        for param, master in zip(params, masters, strict=True):
+            # also a parameter onto itself: it raises its version, by which caches notice new weights
             param.copy_(master)
 
+    def _moments(self, param: nn.Parameter, master: Tensor) -> dict[str, Any]:
+        state = self.state[param]
+        if "exp_avg" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+        return state
+
     def state_dict(self) -> dict[str, Any]:
-        """Masters and moments, as nested dicts of tensors and numbers keyed by strings."""
-        moments = {str(i): dict(state) for i, state in self.adamw.state_dict()["state"].items()}
-        return {"masters": {str(i): m for i, m in enumerate(self.masters)}, "moments": moments}
+        """As of any optimiser of torch; for every parameter also its master, wide ones included."""
+        packed = super().state_dict()
+        masters = enumerate(self.masters)
+        packed["state"] = {i: {"master": m.detach(), **packed["state"].get(i, {})} for i, m in masters}
+        return packed
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore masters (and with them the parameters) and moments.
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore groups, masters (and with them the parameters) and moments.
+
+        Args:
+            state_dict: of `state_dict`; keys of its "state" may have become strings on the way, as in JSON.
 
         Raises:
             ValueError: the state belongs to other parameters.
         """
-        masters = state["masters"]
-        shapes = [tuple(masters[str(i)].shape) for i in range(len(masters))]
-        if shapes != [tuple(m.shape) for m in self.masters]:
-            raise ValueError(
-                f"the state holds {len(shapes)} tensors that do not fit the {len(self.masters)} trainable ones"
-            )
-        for i, master in enumerate(self.masters):
-            master.copy_(masters[str(i)])
-        moments = {int(i): dict(entry) for i, entry in state["moments"].items()}
-        self.adamw.load_state_dict({"state": moments, "param_groups": self.adamw.state_dict()["param_groups"]})
-        self._publish()
+        entries = {int(i): dict(entry) for i, entry in state_dict["state"].items()}
+        params = self.params
+        shapes = [tuple(entries[i]["master"].shape) for i in sorted(entries) if "master" in entries[i]]
+        if shapes != [tuple(param.shape) for param in params]:
+            raise ValueError(f"the state holds {len(shapes)} tensors that do not fit the {len(params)} trainable ones")
+        super().load_state_dict({**state_dict, "state": {}})  # which would round the rest to the type of a parameter
+        for i, param in enumerate(params):
+            param.copy_(entries[i]["master"])
+            if param.dtype in WIDE:
+                del entries[i]["master"]
+            self.state[param] = {
+                name: value.to(param.device, copy=True) if isinstance(value, Tensor) else value
+                for name, value in entries[i].items()
+            }
+
+    # --- names that these had before this was an optimiser of torch ---------------------------------------------------
+
+    @property
+    def adamw(self) -> MasterAdamW:
+        """The optimiser itself."""
+        return self
+
+    def clip(self, max_norm: float) -> float:
+        """See `clip_grad_norm`."""
+        return clip_grad_norm(self, max_norm)
+
+    def discard(self) -> None:
+        """See `zero_grad`."""
+        self.zero_grad()
+
+
+def clip_grad_norm(optimizer: MasterAdamW, max_norm: float) -> float:
+    """Scale the accumulated gradients to a global norm of at most ``max_norm``; returns the norm before."""
+    optimizer.accumulate()
+    return float(nn.utils.clip_grad_norm_(optimizer.masters, max_norm))
 
 
 def lr_factor(step: int, total: int, warmup: int = 0, decay: str = "constant") -> float:

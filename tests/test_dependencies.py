@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NAMES = {"PIL": "pillow"}  # imported under another name than the distribution's
-OPTIONAL = {"integrations", "recipes", "agents", "vader.py", "spacy_classifier.py"}  # imported when asked for
+PLUGINS = {"integrations", "recipes", "vader.py", "spacy_classifier.py"}  # imported when asked for
+OPTIONAL = {*PLUGINS, "agents", "benchmarks", "examples"}
 AGENTS = ("tyro", "rich", "matplotlib", "tensorboard", "peft")
 
 
@@ -37,22 +38,19 @@ def third_party(nodes: list[ast.AST]) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module or "")
-    tops = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"textgen_env"}
+    tops = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"textgen_env", "benchmarks"}
     return {normal(name) for name in tops}
 
 
-FILES = [path for folder in ("textgen_env", "agents") for path in sorted((ROOT / folder).rglob("*.py"))]
+FOLDERS = ("textgen_env", "agents", "benchmarks", "examples")
+FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_import_is_declared(path: Path) -> None:
     tree, by_extra = ast.parse(path.read_text()), declared()
     assert third_party(list(ast.walk(tree))) <= set().union(*by_extra.values())
-    optional = {"integrations", "recipes", "agents"} & set(path.parts) or path.name in (
-        "vader.py",
-        "spacy_classifier.py",
-    )
-    if not optional:  # what the environment imports at once comes with it
+    if not OPTIONAL & set(path.relative_to(ROOT).parts):  # what the environment imports at once comes with it
         assert third_party(list(ast.iter_child_nodes(tree))) <= by_extra[""]
 
 
