@@ -3,13 +3,15 @@
 What lives here: pure functions of per-token tensors of one shape, packed (N,) or rectangular (B, T); with
 ``response_mask`` only its tokens count. A ``…_loss`` returns the scalar *mean over tokens*, to be minimised; the
 diagnostics below them carry no gradient. What does not: advantages (``advantages.py``), models, coefficients (the
-trainers weigh the terms).
+trainers weigh the terms). The KL estimators are `textgen_env.kl`'s.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from textgen_env.kl import k3_of_log_ratio
 
 from .advantages import masked_mean
 
@@ -65,7 +67,7 @@ def kl_loss(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor, *, ol
     """
     ratio = log_ratio(log_prob, old_log_prob.detach(), response_mask).exp()
     d = log_ratio(ref_log_prob.detach(), log_prob, response_mask)
-    return masked_mean(ratio * (torch.expm1(d) - d), response_mask)
+    return masked_mean(ratio * k3_of_log_ratio(d), response_mask)
 
 
 def language_model_loss(log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
@@ -85,7 +87,7 @@ def approx_kl(log_prob: Tensor, old_log_prob: Tensor, response_mask: Tensor | No
     d is held within ±2, beyond which a token only says "far": e^d of a single one could outweigh all the others.
     """
     d = log_ratio(log_prob, old_log_prob, response_mask).clamp(-2.0, 2.0)
-    return masked_mean(torch.expm1(d) - d, response_mask).detach()
+    return masked_mean(k3_of_log_ratio(d), response_mask).detach()
 
 
 def clip_fraction(
