@@ -13,12 +13,11 @@ trainer's do not.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -32,13 +31,13 @@ from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, KLPenaltyCallback
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient
 from textgen_env.lm.adapters import save_merged
 from textgen_env.lm.language_model import LanguageModel
-from textgen_env.lm.log_probs import ResponseScores, response_log_probs
 
 from .command_line import parse, resume_command
 from .command_line import run as run_program
-from .evaluate import Evaluation
+from .evaluate import EvalReport
 from .files import replace_file
-from .policy import ActorCritic, frozen_scorer
+from .policy import ActorCritic, frozen_scorer, response_grid
+from .rollout_metrics import response_metrics
 from .run import Run
 from .run_settings import RunSettings
 from .setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, check, optional, whole
@@ -129,6 +128,12 @@ class SteppedPPO(PPO):
         super()._update_current_progress_remaining(num_timesteps, self.planned_timesteps or total_timesteps)
 
 
+class LogProbs(NamedTuple):
+    """What an SB3 policy says of each response token, (B, T), 0 elsewhere; its critic is not asked."""
+
+    log_probs: Tensor
+
+
 class Judged:
     """An SB3 policy in the form that a run judges and saves."""
 
@@ -138,10 +143,10 @@ class Judged:
         self.language_model = LanguageModel.from_modules(policy.actor, tokenizer)
         self.device, self.named_parameters = policy.device, policy.named_parameters
 
-    def evaluate(self, *batch: Tensor, **sampling: Any) -> ResponseScores:
-        """Teacher-forced log-probabilities of the response tokens."""
+    def evaluate(self, *batch: Tensor, **sampling: Any) -> LogProbs:
+        """Teacher-forced log-probabilities of the response tokens, see `ActorCritic.evaluate`."""
         model = self.language_model
-        return response_log_probs(model.model, *batch, vocab_size=model.vocab_size, **sampling)
+        return LogProbs(response_grid(model.model, *batch, vocab_size=model.vocab_size, **sampling))
 
     def save(self, path: Path) -> None:
         """Write a folder that transformers' ``from_pretrained`` loads (LoRA merged)."""
@@ -154,9 +159,11 @@ class Responses(BaseCallback):
     prompts: list[str]
     texts: list[str]
     scores: Any
+    lengths: list[int]
+    finish_reasons: list[str]
 
     def _on_rollout_start(self) -> None:
-        self.prompts, self.texts, self.scores = [], [], np.zeros(0)
+        self.prompts, self.texts, self.scores, self.lengths, self.finish_reasons = [], [], np.zeros(0), [], []
 
     def _on_step(self) -> bool:
         for row in np.flatnonzero(self.locals["dones"]):
@@ -165,15 +172,20 @@ class Responses(BaseCallback):
                 self.prompts.append(info["prompt"])
                 self.texts.append(info["text"])
                 self.scores = np.append(self.scores, info["score"])
+                self.lengths.append(info["response_length"])
+                self.finish_reasons.append(info["finish_reason"])
         return True
+
+    def metrics(self) -> dict[str, float]:
+        """`response_metrics` of them; empty if there are none."""
+        columns = torch.from_numpy(self.scores), torch.tensor(self.lengths), self.finish_reasons
+        return {name: float(values[0]) for name, values in response_metrics(*columns).items()} if self.texts else {}
 
 
 class SB3Trainer:
     """SB3's PPO in the form that a run drives: one rollout and the update from it at a time."""
 
     NAMES = {
-        "rollout/score": "score",
-        "rollout/response_length": "response_length",
         "kl/per_token": "kl_per_token",
         "kl/per_token_k3": "kl_per_token_k3",
         "kl/per_response": "kl_per_response",
@@ -185,8 +197,6 @@ class SB3Trainer:
         "train/clip_fraction": "clip_fraction",
         "train/learning_rate": "lr",
     }
-
-    ENDINGS = ("score", "response_length")  # which a response that was cut from outside does not have
 
     def __init__(self, settings: SB3Settings, venv: VectorEnv, model: SteppedPPO) -> None:
         self.settings, self.model, self.updates = settings, model, 0
@@ -214,8 +224,8 @@ class SB3Trainer:
         self.model.learn(self._tokens, callback=callbacks, log_interval=2, reset_num_timesteps=False)
         self.updates += 1
         logged = self.model.logger.name_to_value
-        found = {short: float(logged[name]) for name, short in self.NAMES.items() if name in logged}
-        metrics = {name: value for name, value in found.items() if name not in self.ENDINGS or math.isfinite(value)}
+        metrics = self.responses.metrics()
+        metrics |= {short: float(logged[name]) for name, short in self.NAMES.items() if name in logged}
         metrics["tokens_per_second"] = self._tokens / (time.perf_counter() - begin)
         return metrics, self.responses
 
@@ -321,7 +331,7 @@ def _run(settings: SB3Settings, console: Console | None = None, **options: Any) 
     return SB3Run(settings, make_trainer, console, **options)
 
 
-def run(settings: SB3Settings, console: Console | None = None) -> tuple[Evaluation, Evaluation]:
+def run(settings: SB3Settings, console: Console | None = None) -> tuple[EvalReport, EvalReport]:
     """Train, report and save (see `Run`); the held-out prompts before and after.
 
     Raises:

@@ -118,6 +118,21 @@ def test_everything_that_can_be_kept_is_kept(tmp_path: Path):
     assert rates == pytest.approx([5e-5, 0, 2.5e-5, 0])  # falls to 0 over the updates that were planned then
 
 
+def test_the_numbers_of_an_update_are_those_of_its_responses(tmp_path: Path):
+    """Those that the callback has logged by itself; without a response there are none."""
+    running = make_run(flags(tmp_path / "run"))
+    trainer: Any = running.trainer
+    metrics, responses = trainer.iterate()
+    logged = trainer.model.logger.name_to_value
+    assert metrics["score"] == pytest.approx(logged["rollout/score"])
+    assert metrics["response_length"] == pytest.approx(logged["rollout/response_length"])
+    assert metrics["eos_rate"] == responses.finish_reasons.count("eos") / len(responses.texts)
+    assert sum(responses.lengths) <= 32
+    responses._on_rollout_start()
+    assert responses.metrics() == {}
+    running.close()
+
+
 def test_the_learning_rate_falls_over_the_whole_run(tmp_path: Path):
     run(small(tmp_path / "run", updates=4, lr=1e-3))
     rates = [record["train/lr"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
