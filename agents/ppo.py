@@ -93,8 +93,8 @@ class PPO:
         self.shuffler = torch.Generator().manual_seed(seed)
         self.optimizer = MasterAdamW(policy.parameter_groups(cfg.lr, cfg.value_lr), weight_decay=cfg.weight_decay)
         self.kl = FixedKLCoefficient(cfg.kl_coef)
-        if cfg.kl_target is not None:
-            self.kl = AdaptiveKLCoefficient(cfg.kl_coef, cfg.kl_target, cfg.kl_horizon)
+        if cfg.adaptive_kl_target is not None:
+            self.kl = AdaptiveKLCoefficient(cfg.kl_coef, cfg.adaptive_kl_target, cfg.kl_horizon)
         self.reference = self._reference() if cfg.kl_coef > 0 else None
         self.ptx_tokens = [policy.language_model.encode(text, whole=True) for text in ptx_texts]
         if cfg.ptx_coef and not self.ptx_tokens:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from rich.console import Console
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
+from tyro.conf import arg
 
 from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, KLPenaltyCallback, LMActorCriticPolicy, SB3VecEnv
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient
@@ -36,13 +37,24 @@ from .command_line import parse, resume_command
 from .command_line import run as run_program
 from .evaluate import EvalReport
 from .files import replace_file
+from .former_names import accept_former_names
 from .policy import ActorCritic, frozen_scorer, response_grid
 from .rollout_metrics import response_metrics
 from .run import Run
 from .run_settings import RunSettings
-from .setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, check, optional, whole
+from .setting_checks import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    check,
+    optional,
+    whole,
+)
 
 
+@accept_former_names
 @dataclass
 class SB3Settings(RunSettings):
     """Train a language model with the PPO of Stable-Baselines3."""
@@ -73,8 +85,9 @@ class SB3Settings(RunSettings):
     """Weight of the entropy bonus."""
     kl_coef: float = 0.05
     """β, reward per nat of KL(π‖π_ref)."""
-    kl_target: float | None = None
-    """If set, β adapts so that the mean KL of a whole response stays near this many nats."""
+    adaptive_kl_target: Annotated[float | None, arg(aliases=["--kl-target"])] = None
+    """If set, β adapts so that the mean KL of a whole response stays near this many nats. Its former name, kl_target,
+    is taken for one more release."""
     lora_rank: int = 0
     """Rank of LoRA adapters on all linear layers; 0 trains the weights themselves."""
     frozen_layers: int = 0
@@ -96,8 +109,8 @@ class SB3Settings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, RULES)
-        if self.kl_target is not None and self.kl_coef == 0:
-            raise ValueError(f"kl_coef=0 with kl_target={self.kl_target} must be > 0: β adapts by factors")
+        if (target := self.adaptive_kl_target) is not None and self.kl_coef == 0:
+            raise ValueError(f"kl_coef=0 with adaptive_kl_target={target} must be > 0: β adapts by factors")
         if self.n_steps * self.num_envs < 2:
             raise ValueError(
                 "n_steps=1 with num_envs=1 is one token per update; SB3 whitens advantages, of two at least"
@@ -111,7 +124,7 @@ RULES = {
     **dict.fromkeys(("lr", "value_coef", "entropy_coef", "kl_coef"), NOT_NEGATIVE),
     **dict.fromkeys(("value_scale", "clip", "max_grad_norm"), POSITIVE),
     **dict.fromkeys(("gamma", "lam"), SHARE),
-    "kl_target": optional(POSITIVE),
+    "adaptive_kl_target": optional(POSITIVE),
 }
 
 
@@ -206,8 +219,8 @@ class SB3Trainer:
             self.env.reference.model, self.env.reference.vocab_size
         )
         self.beta = FixedKLCoefficient(settings.kl_coef)
-        if settings.kl_target is not None:
-            self.beta = AdaptiveKLCoefficient(settings.kl_coef, settings.kl_target)
+        if settings.adaptive_kl_target is not None:
+            self.beta = AdaptiveKLCoefficient(settings.kl_coef, settings.adaptive_kl_target)
         cast(Any, model).kl_coefficient = self.beta  # SB3 saves and loads what a model has
         self.penalty, self.responses = KLPenaltyCallback(self.beta), Responses()
         model.planned_timesteps = settings.updates * self._tokens

@@ -195,7 +195,7 @@ def test_the_critic_explains_what_can_be_known(make_venv: MakeVenv, word_model: 
 
 def test_adaptive_coefficient_follows_the_kl_of_whole_responses(make_venv: MakeVenv, word_model: Path):
     """β ← β·(1 + clip(KL/target − 1, ±.2)·n/horizon) with n = 12 responses and horizon 120."""
-    ppo = make_ppo(make_venv(), word_model, kl_coef=0.1, kl_target=0.01, kl_horizon=120)
+    ppo = make_ppo(make_venv(), word_model, kl_coef=0.1, adaptive_kl_target=0.01, kl_horizon=120)
     metrics = ppo.train(3)
     expected = 0.1
     for entry in metrics:
