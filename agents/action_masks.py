@@ -9,6 +9,7 @@ Why: at 49k tokens a mask takes 49 kB, and 128 responses of 256 tokens 1.6 GB. Y
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,10 @@ from torch import Tensor
 
 @dataclass
 class ActionMasks:
-    """The masks of N steps: M distinct ones, and which of them held at each step."""
+    """The masks of some steps: M distinct ones, and which of them held at each step."""
 
     distinct: Tensor  # (M, ⌈V/8⌉) uint8; the first token is the highest bit, as in np.packbits
-    number: Tensor  # (N,) int64, rows of distinct
+    number: Tensor  # int64, rows of distinct: of any shape, (B, T) in a rollout
     vocab_size: int  # V
 
     def of(self, numbers: Tensor) -> Tensor:
@@ -52,9 +53,10 @@ class MaskTable:
         """(n, V) masks → the number of each."""
         return [self._numbers.setdefault(row.tobytes(), len(self._numbers)) for row in np.packbits(masks, axis=1)]
 
-    def action_masks(self, numbers: list[int]) -> ActionMasks | None:
-        """The masks of N steps that have these numbers; None if every token was allowed at all of them."""
-        if not any(numbers):
+    def action_masks(self, numbers: Tensor | Sequence[int]) -> ActionMasks | None:
+        """The masks of steps that have these numbers; None if every token was allowed at all of them."""
+        number = torch.as_tensor(numbers, dtype=torch.int64)
+        if not number.any():
             return None
         distinct = np.stack([np.frombuffer(mask, dtype=np.uint8) for mask in self._numbers])
-        return ActionMasks(torch.from_numpy(distinct), torch.tensor(numbers), self.vocab_size)
+        return ActionMasks(torch.from_numpy(distinct), number, self.vocab_size)

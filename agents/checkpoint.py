@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .files import recover_folder, replace_file, replace_folder
+from .former_names import with_todays_names
 
 __all__ = [
     "CheckpointError",
@@ -103,7 +104,7 @@ def read_newest(
 
 def _check_settings(path: Path, state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     theirs = state.get("settings")
-    theirs = theirs if isinstance(theirs, Mapping) else {}
+    theirs = with_todays_names(theirs) if isinstance(theirs, Mapping) else {}
     other = sorted(name for name in {*theirs, *settings} if theirs.get(name) != settings.get(name))
     if other:
         pairs = ", ".join(f"{name}={theirs.get(name)!r} there, {settings.get(name)!r} here" for name in other[:3])

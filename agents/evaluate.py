@@ -11,23 +11,27 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
 import torch
 from torch import Tensor
 
+from textgen_env.kl import k1
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.render import Frame
 
+from .batch import join
 from .policy import ActorCritic
 from .rollout import Rollout, collect
+from .rollout_metrics import rollout_metrics
 
 ROWS = 16  # trajectories per teacher-forced pass
 
 
 @dataclass
-class Evaluation:
+class EvalReport:
     """What one policy did on the held-out prompts; JSON when taken apart with `dataclasses.asdict`.
 
     Attributes:
@@ -47,7 +51,10 @@ class Evaluation:
         return jackknife(self.left_out.get(metric, []))
 
 
-def standard_error_of_difference(before: Evaluation, after: Evaluation, metric: str) -> float:
+Evaluation = EvalReport  # its former name
+
+
+def standard_error_of_difference(before: EvalReport, after: EvalReport, metric: str) -> float:
     """Of after − before on the same prompts, paired; NaN where it is not known."""
     pairs = (before.left_out.get(metric, []), after.left_out.get(metric, []))
     if before.prompts != after.prompts or len(pairs[0]) != len(pairs[1]):
@@ -70,21 +77,16 @@ def jackknife(left_out: Sequence[float]) -> float:
 
 @dataclass
 class Played:
-    """Each prompt played once: a rollout, and per response token, in row-major order, (N,) float32."""
+    """Each prompt played once: a rollout, and per response token (B, T) float32, 0 elsewhere."""
 
     rollout: Rollout
     log_probs: Tensor
     ref_log_probs: Tensor
     values: Tensor | None  # of policies that have a critic
 
-    def per_response(self, per_token: Tensor) -> list[Tensor]:
-        """(N,) → one tensor a response."""
-        return list(per_token.cpu().split(self.rollout.lengths.tolist()))
-
     def tokens(self) -> list[list[int]]:
         """The response tokens of each trajectory."""
-        rollout = self.rollout
-        return [ids[mask.bool()].tolist() for ids, mask in zip(rollout.input_ids, rollout.response_mask, strict=True)]
+        return [ids.tolist() for ids in self.rollout.per_response(self.rollout.input_ids)]
 
     def prefix(self, row: int) -> list[int]:
         """The tokens that one of them begins with: those of the prompt."""
@@ -119,18 +121,20 @@ def play(
     rollout = collect(venv, policy.language_model, count, generator=generator, prompts=range(count), **sampling)
     rollout = rollout.to(policy.device)
     log_probs, ref_log_probs, values = [], [], []
-    for rows in torch.arange(count, device=policy.device).split(ROWS):
+    micro_batches = torch.arange(count, device=policy.device).split(ROWS)
+    for rows in micro_batches:
         batch, mask = rollout.rows(rows), rollout.masks(rows)
         scored = policy.evaluate(*batch, mask=mask, **sampling)
         log_probs.append(scored.log_probs)
         values += [scored.values] if hasattr(scored, "values") else []
         ref_log_probs.append(reference(*batch, mask=mask, temperature=env.temperature))
-    return Played(rollout, torch.cat(log_probs), torch.cat(ref_log_probs), torch.cat(values) if values else None)
+    whole = partial(join, rollout, micro_batches)
+    return Played(rollout, whole(log_probs), whole(ref_log_probs), whole(values) if values else None)
 
 
 def evaluate(
     venv: gym.vector.VectorEnv, policy: ActorCritic, reference: Callable[..., Tensor], **sampling: Any
-) -> Evaluation:
+) -> EvalReport:
     """`play`, summed up (same arguments).
 
     Returns:
@@ -140,34 +144,14 @@ def evaluate(
     return summarize(play(venv, policy, reference, **sampling))
 
 
-def summarize(played: Played) -> Evaluation:
+def summarize(played: Played) -> EvalReport:
     """The metrics of `evaluate`, with all that standard errors need."""
     rollout = played.rollout
-    scored = rollout.scores.isfinite()  # a cut from outside has no score
-    columns = {
-        "count": torch.ones_like(rollout.scores),
-        "scored": scored,
-        "score": rollout.scores.where(scored, 0.0),
-        "kl": torch.stack([kl.double().sum() for kl in played.per_response(played.log_probs - played.ref_log_probs)]),
-        "ref": torch.stack([log_probs.double().sum() for log_probs in played.per_response(played.ref_log_probs)]),
-        "length": rollout.lengths,
-        "eos": torch.tensor([reason == "eos" for reason in rollout.finish_reasons]),
-    }
-    # sums over all n responses, then over all but the first, all but the second, …: (n + 1,)
-    per_response = {name: column.cpu().double() for name, column in columns.items()}
-    sums = {name: torch.cat([c.sum()[None], c.sum() - c]) for name, c in per_response.items()}
-    metrics = {
-        "score": sums["score"] / sums["scored"].clamp(min=1),
-        "kl_per_token": sums["kl"] / sums["length"],
-        "kl_per_response": sums["kl"] / sums["count"],
-        "reference_perplexity": torch.exp(-sums["ref"] / sums["length"]),
-        "response_length": sums["length"] / sums["count"],
-        "distinct_2": torch.tensor(distinct_without_each(played.tokens(), 2), dtype=torch.float64),
-        "eos_rate": sums["eos"] / sums["count"],
-    }
+    metrics = rollout_metrics(rollout, played.log_probs, played.ref_log_probs)
+    metrics["distinct_2"] = torch.tensor(distinct_without_each(played.tokens(), 2), dtype=torch.float64)
     left_out = {name: values[1:].tolist() for name, values in metrics.items()} if len(rollout.texts) > 1 else {}
     whole = {name: float(values[0]) for name, values in metrics.items()}
-    return Evaluation(whole, rollout.prompts, rollout.texts, rollout.scores.tolist(), left_out)
+    return EvalReport(whole, rollout.prompts, rollout.texts, rollout.scores.tolist(), left_out)
 
 
 def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
@@ -192,16 +176,16 @@ def distinct_without_each(responses: Sequence[Sequence[int]], n: int) -> list[fl
 def frames(played: Played, language_model: LanguageModel, count: int = 64) -> list[Frame]:
     """The first responses as `render_html` draws them: each token with its reward, KL, reference and value."""
     rollout = played.rollout
-    rewards = played.per_response(rollout.rewards[rollout.response_mask.bool()])
-    ref_log_probs, log_probs = played.per_response(played.ref_log_probs), played.per_response(played.log_probs)
-    values = None if played.values is None else played.per_response(played.values)
+    rewards, ref_log_probs = rollout.per_response(rollout.rewards), rollout.per_response(played.ref_log_probs)
+    kls = rollout.per_response(k1(played.log_probs, played.ref_log_probs))
+    values = None if played.values is None else rollout.per_response(played.values)
     return [
         Frame(
             prompt=rollout.prompts[row],
             pieces=language_model.token_text.shown_pieces(played.prefix(row), tokens),
             rewards=rewards[row].tolist(),
             ref_log_probs=ref_log_probs[row].tolist(),
-            kls=(log_probs[row] - ref_log_probs[row]).tolist(),
+            kls=kls[row].tolist(),
             values=None if values is None else values[row].tolist(),
             finish_reason=rollout.finish_reasons[row],
             score=float(rollout.scores[row]),

@@ -12,7 +12,7 @@ try:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
     from rich.text import Text
-    from tyro.conf import OmitArgPrefixes
+    from tyro.conf import OmitArgPrefixes, arg
 except ImportError as error:
     message = f"the trainers need rich and tyro ({error}): pip install 'textgen_env[agents]'"
     raise ImportError(message, name=error.name) from error
@@ -27,5 +27,6 @@ __all__ = [
     "Text",
     "TextColumn",
     "TimeRemainingColumn",
+    "arg",
     "tyro",
 ]

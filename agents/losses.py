@@ -1,9 +1,10 @@
 """The losses of policy-gradient training, one short function each with its equation.
 
-What lives here: pure functions of per-token tensors of one shape, packed (N,) or rectangular (B, T); with
-``response_mask`` only its tokens count. A ``…_loss`` returns the scalar *mean over tokens*, to be minimised; the
-diagnostics below them carry no gradient. What does not: advantages (``advantages.py``), models, coefficients (the
-trainers weigh the terms).
+What lives here: pure functions of per-token tensors of one shape, (B, T) in the trainers; only the tokens of
+``response_mask`` count, and whatever stands elsewhere, NaN included, reaches neither a result nor a gradient. A
+``…_loss`` returns the scalar *mean over tokens*, to be minimised; the diagnostics below them carry no gradient. What
+does not: advantages (``advantages.py``), KL estimators (`textgen_env.kl`), models, coefficients (the trainers weigh
+the terms).
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from textgen_env.kl import k3_of_log_ratio
+
 from .advantages import masked_mean
 
 
 def clipped_surrogate(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float = 0.2, response_mask: Tensor | None = None
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float, response_mask: Tensor
 ) -> Tensor:
     """PPO's policy loss (Schulman et al. 2017, eq. 7): −E[min(ρ·A, clip(ρ, 1−ε, 1+ε)·A)], ρ = π(a|s) / π_old(a|s).
 
@@ -24,7 +27,7 @@ def clipped_surrogate(
         old_log_prob: log π_old(a|s) of the policy at the start of the update.
         advantage: A(s, a), a constant.
         clip: ε.
-        response_mask: 1 at the tokens that count; None for all.
+        response_mask: 1 on the agent's tokens.
     """
     ratio = log_ratio(log_prob, old_log_prob, response_mask).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
@@ -32,12 +35,13 @@ def clipped_surrogate(
 
 
 def clipped_value_loss(
-    value: Tensor, old_value: Tensor, returns: Tensor, clip: float | None = 0.2, response_mask: Tensor | None = None
+    value: Tensor, old_value: Tensor, returns: Tensor, clip: float | None, response_mask: Tensor
 ) -> Tensor:
     """½·E[max((V − R)², (V_clip − R)²)], V_clip = V_old + clip(V − V_old, −ε, ε) (Schulman's baselines; Ziegler 2019).
 
     ``clip`` is ε in units of reward; None switches clipping off: ½·E[(V − R)²].
     """
+    value, old_value, returns = (torch.where(response_mask.bool(), x, 0.0) for x in (value, old_value, returns))
     error = (value - returns).square()
     if clip is not None:
         clipped = old_value + (value - old_value).clamp(-clip, clip)
@@ -45,7 +49,7 @@ def clipped_value_loss(
     return 0.5 * masked_mean(error, response_mask)
 
 
-def entropy_loss(entropy: Tensor, response_mask: Tensor | None = None) -> Tensor:
+def entropy_loss(entropy: Tensor, response_mask: Tensor) -> Tensor:
     """−E[H(π(·|s))], in nats: minimised, it keeps the policy from collapsing (Williams & Peng 1991)."""
     return -masked_mean(entropy, response_mask)
 
@@ -65,38 +69,35 @@ def kl_loss(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor, *, ol
     """
     ratio = log_ratio(log_prob, old_log_prob.detach(), response_mask).exp()
     d = log_ratio(ref_log_prob.detach(), log_prob, response_mask)
-    return masked_mean(ratio * (torch.expm1(d) - d), response_mask)
+    return masked_mean(ratio * k3_of_log_ratio(d), response_mask)
 
 
-def language_model_loss(log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
+def language_model_loss(log_prob: Tensor, response_mask: Tensor) -> Tensor:
     """−E[log π(x_t | x_<t)] on given text: supervised training, or InstructGPT's "ptx" term (Ouyang 2022, eq. 2)."""
     return -masked_mean(log_prob, response_mask)
 
 
-def log_ratio(log_prob: Tensor, other_log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
+def log_ratio(log_prob: Tensor, other_log_prob: Tensor, response_mask: Tensor) -> Tensor:
     """log(π/π_other) per token, 0 outside the mask: masked *before* any ``exp``, since inf·0 would be NaN."""
-    difference = log_prob - other_log_prob
-    return difference if response_mask is None else torch.where(response_mask.bool(), difference, 0.0)
+    return torch.where(response_mask.bool(), log_prob - other_log_prob, 0.0)
 
 
-def approx_kl(log_prob: Tensor, old_log_prob: Tensor, response_mask: Tensor | None = None) -> Tensor:
+def approx_kl(log_prob: Tensor, old_log_prob: Tensor, response_mask: Tensor) -> Tensor:
     """How far the update has moved, nats per token: KL(π_old‖π) by k3 on tokens of π_old, e^d − 1 − d with d = log ρ.
 
     d is held within ±2, beyond which a token only says "far": e^d of a single one could outweigh all the others.
     """
     d = log_ratio(log_prob, old_log_prob, response_mask).clamp(-2.0, 2.0)
-    return masked_mean(torch.expm1(d) - d, response_mask).detach()
+    return masked_mean(k3_of_log_ratio(d), response_mask).detach()
 
 
-def clip_fraction(
-    log_prob: Tensor, old_log_prob: Tensor, clip: float = 0.2, response_mask: Tensor | None = None
-) -> Tensor:
+def clip_fraction(log_prob: Tensor, old_log_prob: Tensor, clip: float, response_mask: Tensor) -> Tensor:
     """Share of tokens whose ratio has left [1 − ε, 1 + ε]."""
     ratio = log_ratio(log_prob, old_log_prob, response_mask).exp()
     return masked_mean(((ratio - 1).abs() > clip).float(), response_mask).detach()
 
 
-def explained_variance(value: Tensor, returns: Tensor, response_mask: Tensor | None = None) -> Tensor:
+def explained_variance(value: Tensor, returns: Tensor, response_mask: Tensor) -> Tensor:
     """1 − Var(R − V) / Var(R): 1 is a perfect critic, 0 one no better than a constant; 0 when R does not vary."""
 
     def variance(x: Tensor) -> Tensor:

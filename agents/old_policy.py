@@ -8,7 +8,6 @@ ratios are off by the rounding of the dtype. What does not: the reference, advan
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .advantages import masked_mean
-from .batch import to_grid
-from .policy import ActorCritic, Evaluation
+from .batch import join
+from .policy import ActorCritic, TokenEvaluation
 from .rollout import Rollout
 
 
@@ -30,27 +29,23 @@ class OldPolicy(NamedTuple):
 
 
 @torch.no_grad()
-def scored(rollout: Rollout, packs: list[Tensor], evaluate: Callable[[Tensor], Evaluation]) -> OldPolicy:
-    """By a teacher-forced pass over each pack; ``evaluate`` takes its row numbers and returns entropies too."""
-    columns: dict[str, list[Tensor]] = defaultdict(list)
-    for rows in packs:
-        for name, column in evaluate(rows)._asdict().items():
-            columns[name].append(column)
-    grids = {name: to_grid(rollout, packs, parts) for name, parts in columns.items()}
-    entropy = masked_mean(grids["entropy"], rollout.response_mask)
-    return OldPolicy(grids["log_probs"], grids["values"], float(entropy))
+def scored(rollout: Rollout, micro_batches: list[Tensor], evaluate: Callable[[Tensor], TokenEvaluation]) -> OldPolicy:
+    """By a teacher-forced pass over each micro-batch; ``evaluate`` takes its rows and returns entropies too."""
+    columns = zip(*[evaluate(rows) for rows in micro_batches], strict=True)
+    log_probs, values, entropy = (join(rollout, micro_batches, parts) for parts in columns)
+    return OldPolicy(log_probs, values, float(masked_mean(entropy, rollout.response_mask)))
 
 
 @torch.no_grad()
-def sampled(rollout: Rollout, packs: list[Tensor], policy: ActorCritic) -> OldPolicy:
+def sampled(rollout: Rollout, micro_batches: list[Tensor], policy: ActorCritic) -> OldPolicy:
     """From decoding; only a separate critic still needs a pass. The entropy is its one-sample estimate, −log π(a).
 
     Raises:
         ValueError: the rollout was collected without its hidden states.
     """
     if policy.critic is not None:
-        parts = [policy.value_head(policy.critic_states(*rollout.rows(rows))) for rows in packs]
-        values = to_grid(rollout, packs, parts)
+        parts = [policy.critic_values(*rollout.rows(rows)) for rows in micro_batches]
+        values = join(rollout, micro_batches, parts)
     elif rollout.states is not None:
         values = rollout.scatter(policy.value_head(rollout.states))
     else:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from textgen_env.lm.adapters import save_merged, trainable
 from textgen_env.lm.backbone import unwrap
 from textgen_env.lm.language_model import LanguageModel
-from textgen_env.lm.log_probs import predicting, response_log_probs, states
+from textgen_env.lm.log_probs import predicting, response_log_probs, states, unpack
 
 from .setting_checks import COUNT, COUNT_OR_ZERO, INTEGER, check, choice
 
@@ -44,12 +44,15 @@ class PolicyConfig:
         check(self, {**rules, "frozen_layers": INTEGER})  # how many there are, only the model knows
 
 
-class Evaluation(NamedTuple):
-    """Per response token, in row-major order of response_mask: all (N,) float32."""
+class TokenEvaluation(NamedTuple):
+    """What actor and critic say of each response token: all (B, T) float32, 0 elsewhere."""
 
-    log_probs: Tensor
-    values: Tensor
-    entropy: Tensor | None
+    log_probs: Tensor  # log π(a_t|s_t)
+    values: Tensor  # V(s_t)
+    entropy: Tensor | None  # H(π(·|s_t)), nats; if asked for
+
+
+Evaluation = TokenEvaluation  # its former name
 
 
 class ValueHead(nn.Module):
@@ -130,7 +133,9 @@ class ActorCritic(nn.Module):
         """Where the weights are."""
         return self.value_head.out.weight.device
 
-    def evaluate(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, **sampling: Any) -> Evaluation:
+    def evaluate(
+        self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, **sampling: Any
+    ) -> TokenEvaluation:
         """Teacher-forced log π(a_t|s_t) and V(s_t) of every response token, with gradient.
 
         Args:
@@ -150,14 +155,18 @@ class ActorCritic(nn.Module):
             vocab_size=self.language_model.vocab_size,
             **sampling,
         )
-        batch = (input_ids, attention_mask, response_mask)
-        hidden = scores.hidden if self.critic is None else self.critic_states(*batch)
-        return Evaluation(scores.log_probs, self.value_head(hidden), scores.entropy)
+        if self.critic is None:
+            values = unpack(self.value_head(scores.hidden), response_mask)
+        else:
+            values = self.critic_values(input_ids, attention_mask, response_mask)
+        entropy = None if scores.entropy is None else unpack(scores.entropy, response_mask)
+        return TokenEvaluation(unpack(scores.log_probs, response_mask), values, entropy)
 
-    def critic_states(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
-        """(N, d) last hidden states of a separate critic at the states before the response tokens; (B, T) ×3."""
+    def critic_values(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
+        """(B, T) V of a separate critic at the states before the response tokens, 0 elsewhere; (B, T) ×3."""
         assert self.critic is not None
-        return states(self.critic, input_ids, attention_mask, predicting(response_mask))[0]
+        hidden, _ = states(self.critic, input_ids, attention_mask, predicting(response_mask))
+        return unpack(self.value_head(hidden), response_mask)
 
     @torch.no_grad()
     def final_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -168,10 +177,10 @@ class ActorCritic(nn.Module):
         ids, mask = (torch.cat([x, torch.zeros_like(x[:, :1])], dim=1) for x in (input_ids, attention_mask))
         probe = torch.zeros_like(mask)
         mask[rows, lengths] = probe[rows, lengths] = 1
-        return self.evaluate(ids, mask, probe).values
+        return self.evaluate(ids, mask, probe).values[rows, lengths]
 
     def reference(self) -> Callable[..., Tensor]:
-        """log π_ref of the response tokens under the weights as they were: (B, T) ×3, **sampling → (N,).
+        """log π_ref of the response tokens under the weights as they were: (B, T) ×3, **sampling → (B, T).
 
         With LoRA it is the same model with its adapters switched off; otherwise a frozen copy is taken *now*.
         """
@@ -180,12 +189,11 @@ class ActorCritic(nn.Module):
         adapted: Any = self.actor
 
         @torch.no_grad()
-        def score(*batch: Tensor, **sampling: Any) -> Tensor:
+        def log_probs(*batch: Tensor, **sampling: Any) -> Tensor:
             with adapted.disable_adapter():
-                vocab_size = self.language_model.vocab_size
-                return response_log_probs(adapted, *batch, vocab_size=vocab_size, **sampling).log_probs
+                return response_grid(adapted, *batch, vocab_size=self.language_model.vocab_size, **sampling)
 
-        return score
+        return log_probs
 
     def parameter_groups(self, lr: float, value_lr: float) -> list[dict[str, Any]]:
         """What learns: the actor (and a separate critic) at ``lr``, the value head at ``value_lr``."""
@@ -211,11 +219,20 @@ class ActorCritic(nn.Module):
 
 
 def frozen_scorer(model: nn.Module, vocab_size: int) -> Callable[..., Tensor]:
-    """log π_ref under a given model, which is frozen: (B, T) ×3, **sampling → (N,). See `ActorCritic.reference`."""
+    """log π_ref under a given model, which is frozen: (B, T) ×3, **sampling → (B, T). See `ActorCritic.reference`."""
     model.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def score(*batch: Tensor, **sampling: Any) -> Tensor:
-        return response_log_probs(model, *batch, vocab_size=vocab_size, **sampling).log_probs
+    def log_probs(*batch: Tensor, **sampling: Any) -> Tensor:
+        return response_grid(model, *batch, vocab_size=vocab_size, **sampling)
 
-    return score
+    return log_probs
+
+
+def response_grid(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, **options: Any
+) -> Tensor:
+    """The log-probs of `response_log_probs` (same arguments) as (B, T), 0 off the response tokens."""
+    return unpack(
+        response_log_probs(model, input_ids, attention_mask, response_mask, **options).log_probs, response_mask
+    )

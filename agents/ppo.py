@@ -27,7 +27,7 @@ from torch import Tensor
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, k1
 
 from .advantages import gae, masked_whiten
-from .batch import Batch, describe, mean_return, minibatches, similar_lengths, to_grid
+from .batch import Batch, bucket_by_length, describe, join, mean_return, minibatches
 from .command_line import parse, resume_command
 from .command_line import run as run_program
 from .finite import NonFiniteError, check_finite
@@ -44,7 +44,7 @@ from .losses import (
 from .memory import keep_freed_memory
 from .old_policy import sampled, scored
 from .optim import MasterAdamW, lr_factor
-from .policy import ActorCritic, Evaluation, frozen_scorer
+from .policy import ActorCritic, TokenEvaluation, frozen_scorer
 from .ppo_config import PPOConfig, PPOSettings
 from .rollout import Rollout, collect
 from .run import Run
@@ -93,8 +93,8 @@ class PPO:
         self.shuffler = torch.Generator().manual_seed(seed)
         self.optimizer = MasterAdamW(policy.parameter_groups(cfg.lr, cfg.value_lr), weight_decay=cfg.weight_decay)
         self.kl = FixedKLCoefficient(cfg.kl_coef)
-        if cfg.kl_target is not None:
-            self.kl = AdaptiveKLCoefficient(cfg.kl_coef, cfg.kl_target, cfg.kl_horizon)
+        if cfg.adaptive_kl_target is not None:
+            self.kl = AdaptiveKLCoefficient(cfg.kl_coef, cfg.adaptive_kl_target, cfg.kl_horizon)
         self.reference = self._reference() if cfg.kl_coef > 0 else None
         self.ptx_tokens = [policy.language_model.encode(text, whole=True) for text in ptx_texts]
         if cfg.ptx_coef and not self.ptx_tokens:
@@ -127,19 +127,20 @@ class PPO:
         """Score a rollout: old log-probs and values, the KL to the reference, rewards with it, advantages, returns."""
         cfg, mask = self.config, rollout.response_mask
         self.policy.value_head.start_at(mean_return(rollout, cfg.gamma))
-        packs = similar_lengths(rollout, cfg.micro_batch_size, self.shuffler)
+        micro_batches = bucket_by_length(rollout, cfg.micro_batch_size, self.shuffler)
         if cfg.old_log_probs == "sampled":
-            old = sampled(rollout, packs, self.policy)
+            old = sampled(rollout, micro_batches, self.policy)
         else:
-            old = scored(rollout, packs, partial(self._evaluate, rollout, with_entropy=True))
+            old = scored(rollout, micro_batches, partial(self._evaluate, rollout, with_entropy=True))
         ref = None
         if self.reference is not None:
-            ref = to_grid(rollout, packs, [self._reference_log_probs(rollout, rows) for rows in packs])
+            parts = [self._reference_log_probs(rollout, rows) for rows in micro_batches]
+            ref = join(rollout, micro_batches, parts)
         rewards = rollout.rewards
         if ref is not None and cfg.kl_in == "reward":
             rewards = rewards - self.kl.value * k1(old.log_probs, ref)
         advantages, returns = gae(rewards, old.values, mask, cfg.gamma, cfg.lam, self._bootstrap(rollout))
-        batch = Batch(rollout, packs, old.log_probs, old.values, ref, rewards, advantages, returns)
+        batch = Batch(rollout, micro_batches, old.log_probs, old.values, ref, rewards, advantages, returns)
         batch.metrics = {**describe(batch), "entropy": old.entropy, "kl_coef": self.kl.value}
         if cfg.whiten:
             batch.advantages = masked_whiten(advantages, mask)
@@ -162,7 +163,7 @@ class PPO:
                 values[rows] = self.policy.final_values(input_ids, attention_mask)
         return values
 
-    def _evaluate(self, rollout: Rollout, rows: Tensor, *, with_entropy: bool) -> Evaluation:
+    def _evaluate(self, rollout: Rollout, rows: Tensor, *, with_entropy: bool) -> TokenEvaluation:
         return self.policy.evaluate(
             *rollout.rows(rows),
             temperature=self.temperature,
@@ -177,8 +178,8 @@ class PPO:
         cfg, log = self.config, defaultdict(list)
         factor = lr_factor(self.updates, self.total_updates, cfg.warmup_updates, cfg.lr_decay)
         stopped = False
-        packs_per_step = cfg.minibatch_size // cfg.micro_batch_size
-        for minibatch in minibatches(batch.packs, packs_per_step, cfg.epochs, self.shuffler):
+        size = cfg.minibatch_size // cfg.micro_batch_size  # micro-batches per step
+        for minibatch in minibatches(batch.micro_batches, size, cfg.epochs, self.shuffler):
             stats = self._gradient(batch, minibatch)
             for name, value in stats.items():
                 log[name].append(value)
@@ -226,31 +227,30 @@ class PPO:
 
         Args:
             batch: what `advantages` returned.
-            rows: (b,) trajectories, one of ``batch.packs``.
+            rows: (b,) trajectories, one of ``batch.micro_batches``.
 
         Returns:
             The scalar to minimise, with gradient, and its parts.
         """
-        cfg, chosen = self.config, batch.rollout.response_mask[rows].bool()
-        old_log_probs, advantages = batch.old_log_probs[rows][chosen], batch.advantages[rows][chosen]  # (N,)
+        cfg = self.config
+        constants = (batch.old_log_probs, batch.advantages, batch.values, batch.returns, batch.rollout.response_mask)
+        old_log_probs, advantages, old_values, returns, mask = batch.rollout.cut(rows, *constants)  # (b, t)
         new = self._evaluate(batch.rollout, rows, with_entropy=cfg.entropy_coef != 0)
         parts = {
-            "policy_loss": clipped_surrogate(new.log_probs, old_log_probs, advantages, cfg.clip),
-            "value_loss": clipped_value_loss(
-                new.values, batch.values[rows][chosen], batch.returns[rows][chosen], cfg.value_clip
-            ),
+            "policy_loss": clipped_surrogate(new.log_probs, old_log_probs, advantages, cfg.clip, mask),
+            "value_loss": clipped_value_loss(new.values, old_values, returns, cfg.value_clip, mask),
         }
         loss = parts["policy_loss"] + cfg.value_coef * parts["value_loss"]
         if new.entropy is not None:
-            loss = loss + cfg.entropy_coef * entropy_loss(new.entropy)
+            loss = loss + cfg.entropy_coef * entropy_loss(new.entropy, mask)
         if batch.ref_log_probs is not None and cfg.kl_in == "loss":
-            ref, every = batch.ref_log_probs[rows][chosen], torch.ones_like(old_log_probs)
-            parts["kl_loss"] = kl_loss(new.log_probs, ref, every, old_log_prob=old_log_probs)
+            (ref,) = batch.rollout.cut(rows, batch.ref_log_probs)
+            parts["kl_loss"] = kl_loss(new.log_probs, ref, mask, old_log_prob=old_log_probs)
             loss = loss + self.kl.value * parts["kl_loss"]
         with torch.no_grad():
-            parts["approx_kl"] = approx_kl(new.log_probs, old_log_probs)
-            parts["clip_fraction"] = clip_fraction(new.log_probs, old_log_probs, cfg.clip)
-            parts["ratio_error"] = torch.expm1(log_ratio(new.log_probs, old_log_probs)).abs().max()
+            parts["approx_kl"] = approx_kl(new.log_probs, old_log_probs, mask)
+            parts["clip_fraction"] = clip_fraction(new.log_probs, old_log_probs, cfg.clip, mask)
+            parts["ratio_error"] = torch.expm1(log_ratio(new.log_probs, old_log_probs, mask)).abs().max()
         return loss, {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
 
     def _ptx_loss(self) -> Tensor:
@@ -262,7 +262,7 @@ class PPO:
         mask = pad([torch.ones_like(text) for text in texts], batch_first=True).to(self.policy.device)
         predicted = mask.clone()
         predicted[:, 0] = 0
-        return language_model_loss(self.policy.evaluate(ids, mask, predicted).log_probs)
+        return language_model_loss(self.policy.evaluate(ids, mask, predicted).log_probs, predicted)
 
     def _check(self, name: str, values: Tensor) -> None:
         check_finite(name, values, f"in update {self.updates + 1}")

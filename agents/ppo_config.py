@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from .extra import OmitArgPrefixes
+from .extra import OmitArgPrefixes, arg
+from .former_names import accept_former_names
 from .policy import PolicyConfig
 from .run_settings import RunSettings
 from .setting_checks import (
@@ -23,6 +24,7 @@ from .setting_checks import (
 )
 
 
+@accept_former_names
 @dataclass
 class PPOConfig:
     """Settings of the algorithm; docs/ppo.md says what each does.
@@ -70,8 +72,9 @@ class PPOConfig:
     """β, reward per nat of KL(π‖π_ref); 0 runs no reference model at all."""
     kl_in: Literal["reward", "loss"] = "reward"
     """−β·k1 in the reward of each token, or β·ratio·k3 in the loss."""
-    kl_target: float | None = None
-    """If set, β adapts so that the mean KL of a whole *response* stays near this many nats (Ziegler et al. 2019)."""
+    adaptive_kl_target: Annotated[float | None, arg(aliases=["--kl-target"])] = None
+    """If set, β adapts so that the mean KL(π‖π_ref) of a whole *response* stays near this many nats (Ziegler et al.
+    2019). Its former name, kl_target, is taken for one more release."""
     kl_horizon: float = 10_000
     """Responses over which an adaptive β can change by about 20 %."""
     target_kl: float | None = None
@@ -93,8 +96,8 @@ class PPOConfig:
             raise ValueError(
                 f"micro_batch_size={self.micro_batch_size} must divide minibatch_size={self.minibatch_size}"
             )
-        if self.kl_target is not None and self.kl_coef == 0:
-            raise ValueError(f"kl_coef=0 with kl_target={self.kl_target} must be > 0: β adapts by factors")
+        if (target := self.adaptive_kl_target) is not None and self.kl_coef == 0:
+            raise ValueError(f"kl_coef=0 with adaptive_kl_target={target} must be > 0: β adapts by factors")
 
 
 RULES = {
@@ -102,7 +105,7 @@ RULES = {
     **dict.fromkeys(("warmup_updates", "top_k"), COUNT_OR_ZERO),
     **dict.fromkeys(("lr", "value_lr", "weight_decay", "value_coef", "kl_coef", "ptx_coef"), NOT_NEGATIVE),
     **dict.fromkeys(("max_grad_norm", "clip", "kl_horizon"), POSITIVE),
-    **dict.fromkeys(("value_clip", "kl_target", "target_kl"), optional(POSITIVE)),
+    **dict.fromkeys(("value_clip", "adaptive_kl_target", "target_kl"), optional(POSITIVE)),
     **dict.fromkeys(("gamma", "lam"), SHARE),
     "top_p": MASS,
     "entropy_coef": NOT_NEGATIVE,  # a bonus; a sign lost on the way would train towards one and the same text

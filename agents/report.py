@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from textgen_env.render import visible
 
-from .evaluate import Evaluation, standard_error_of_difference
+from .evaluate import EvalReport, standard_error_of_difference
 from .extra import Table, Text
 
 ROWS = (
@@ -55,7 +55,7 @@ def too_large(metrics: Mapping[str, float], lr: float | None) -> dict[str, str]:
     }
 
 
-def before_after_table(before: Evaluation, after: Evaluation) -> Table:
+def before_after_table(before: EvalReport, after: EvalReport) -> Table:
     """The held-out metrics of the policy before and after training, and their paired differences, ± standard errors."""
     title = f"{len(before.texts)} held-out prompts, before and after training (± standard error)"
     table = Table(title=title, title_justify="left")
@@ -75,7 +75,7 @@ def _with_error(form: str, value: float, error_form: str, error: float) -> str:
     return form.format(value) + ("" if math.isnan(error) else f" ± {error_form.format(error)}")
 
 
-def answers_table(before: Evaluation, after: Evaluation, count: int = 5) -> Table:
+def answers_table(before: EvalReport, after: EvalReport, count: int = 5) -> Table:
     """The first prompts with both answers side by side."""
     table = Table(title="The same prompts, both policies", title_justify="left", show_lines=True)
     for name in ("prompt", "before", "after"):
@@ -104,7 +104,7 @@ def shown(text: str) -> Text:
 
 
 def plot(
-    records: Sequence[dict[str, Any]], path: Path, title: str = "", held_out: Mapping[int, Evaluation] = {}
+    records: Sequence[dict[str, Any]], path: Path, title: str = "", held_out: Mapping[int, EvalReport] = {}
 ) -> None:
     """Score, KL and length over the updates, training and held-out, as a PNG; bands are ± one standard error.
 
@@ -138,7 +138,7 @@ def plot(
 
 
 def held_out_curve(
-    records: Sequence[dict[str, Any]], name: str, held_out: Mapping[int, Evaluation]
+    records: Sequence[dict[str, Any]], name: str, held_out: Mapping[int, EvalReport]
 ) -> list[tuple[int, float, float]]:
     """Update, value and standard error (NaN where it is not known) of a metric, by update; see `plot`."""
     points = {

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.log_probs import unpack
 from textgen_env.lm.sampling import sample, warp_logits
 from textgen_env.vector_env import REST
 
@@ -39,9 +40,9 @@ class Rollout:
     prompts: list[str]
     texts: list[str]
     finish_reasons: list[str]
-    action_masks: ActionMasks | None  # of the N response tokens in row-major order; None when all was allowed
+    action_masks: ActionMasks | None  # of each token, (B, T); None when all was allowed
     scored: Tensor | None = None  # (B,) bool, whether the score was paid; None: wherever the trajectory was not cut
-    states: Tensor | None = None  # (N, d) last hidden states the tokens were sampled from, same order; if asked for
+    states: Tensor | None = None  # (N, d) last hidden states the tokens were sampled from, row-major; if asked for
 
     @property
     def lengths(self) -> Tensor:
@@ -55,30 +56,34 @@ class Rollout:
         return cut if self.scored is None else cut & ~self.scored
 
     def scatter(self, per_token: Tensor) -> Tensor:
-        """(N,) values of the response tokens in row-major order → (B, T), 0 elsewhere."""
-        return on_grid(self.response_mask, per_token)
+        """(N,) values made of `states` → (B, T), 0 off the response tokens."""
+        return unpack(per_token, self.response_mask)
+
+    def cut(self, rows: Tensor, *grids: Tensor) -> list[Tensor]:
+        """Some trajectories of (B, T) tensors, cut to the longest of them: (b, t) each."""
+        width = int(self.attention_mask[rows].sum(dim=1).max())
+        return [grid[rows, :width] for grid in grids]
 
     def rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids, attention_mask, response_mask of some trajectories, cut to the longest of them: (b, t) each."""
-        width = int(self.attention_mask[rows].sum(dim=1).max())
-        return self.input_ids[rows, :width], self.attention_mask[rows, :width], self.response_mask[rows, :width]
+        input_ids, attention, response = self.cut(rows, self.input_ids, self.attention_mask, self.response_mask)
+        return input_ids, attention, response
+
+    def per_response(self, grid: Tensor) -> list[Tensor]:
+        """(B, T) → the values of the tokens of each response, on the CPU."""
+        pairs = zip(grid.cpu(), self.response_mask.bool().cpu(), strict=True)
+        return [values[mask] for values, mask in pairs]
 
     def masks(self, rows: Tensor) -> Tensor | None:
         """(n, V) bool action masks of the n response tokens of some trajectories, or None when all was allowed."""
         if self.action_masks is None:
             return None
-        return self.action_masks.of(self.scatter(self.action_masks.number)[rows][self.response_mask[rows].bool()])
+        return self.action_masks.of(self.action_masks.number[rows][self.response_mask[rows].bool()])
 
     def to(self, device: torch.device) -> Rollout:
         """The same rollout with its tensors on ``device``."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor | ActionMasks)}
         return replace(self, **moved)
-
-
-def on_grid(response_mask: Tensor, per_token: Tensor) -> Tensor:
-    """(N,) values of the response tokens in row-major order → (B, T), 0 elsewhere."""
-    grid = torch.zeros(response_mask.shape, dtype=per_token.dtype, device=per_token.device)
-    return grid.masked_scatter(response_mask.bool(), per_token)
 
 
 class _Recorder:
@@ -123,15 +128,15 @@ class _Recorder:
             input_ids=ids,
             attention_mask=attention,
             response_mask=response,
-            rewards=on_grid(response, torch.from_numpy(np.concatenate(self.rewards)).float()[order]),
-            sampled_log_probs=on_grid(response, torch.cat(self.log_probs).cpu()[order]),
+            rewards=unpack(torch.from_numpy(np.concatenate(self.rewards)).float()[order], response),
+            sampled_log_probs=unpack(torch.cat(self.log_probs).cpu()[order], response),
             terminated=torch.tensor([bool(f["terminated"]) for f in final]),
             truncated=torch.tensor([bool(f["truncated"]) for f in final]),
             scores=torch.tensor([float(f["score"]) for f in final]),
             prompts=[str(f["prompt"]) for f in final],
             texts=[str(f["text"]) for f in final],
             finish_reasons=[str(getattr(f["finish_reason"], "value", f["finish_reason"])) for f in final],
-            action_masks=self.table.action_masks(np.concatenate(self.masks)[order].tolist()),
+            action_masks=self.table.action_masks(unpack(torch.from_numpy(np.concatenate(self.masks))[order], response)),
             scored=torch.tensor([f["scored"] for f in final]),
             states=torch.cat(self.states)[order.to(self.states[0].device)] if self.states else None,
         )

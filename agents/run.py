@@ -26,7 +26,7 @@ from textgen_env.render import Frame, render_html
 from .checkpoint import CheckpointError
 from .display import Display
 from .environments import make_environments, split_prompts
-from .evaluate import Evaluation, Played, frames, play, summarize
+from .evaluate import EvalReport, Played, frames, play, summarize
 from .extra import Console
 from .files import replace_file, replace_folder
 from .finite import check_metrics, check_weights
@@ -123,8 +123,8 @@ class Run:
         self.trainer = make_trainer(self.venv, self.policy)
         self.reference = self.trainer.reference or self.policy.reference()  # before a checkpoint changes the weights
         self.best = float("-inf")
-        self.before: Evaluation | None = None
-        self.after: Evaluation | None = None
+        self.before: EvalReport | None = None
+        self.after: EvalReport | None = None
         self._saved, self._warned = -1, set[str]()
         prompts = [prompt_as_dict(prompt) for venv in (self.venv, self.eval_venv) for prompt in _prompts(venv)]
         self.run_folder.bind(prompts=prompts, model=self.policy.language_model.model)
@@ -142,7 +142,7 @@ class Run:
     def _load(self, state: Mapping[str, Any]) -> None:
         try:
             self.trainer.load_state_dict(state["trainer"])
-            self.best, self.before = float(state["best"]), Evaluation(**state["before"])
+            self.best, self.before = float(state["best"]), EvalReport(**state["before"])
             cast(Any, self.eval_venv.unwrapped).load_state_dict(state["eval_env"])
             self._saved = self.trainer.updates
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -200,14 +200,14 @@ class Run:
                 self._show(metrics, samples)
         self.display.stop()
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self) -> EvalReport:
         """The present policy on the held-out prompts."""
         return summarize(self._play())
 
     def _play(self) -> Played:
         return play(self.eval_venv, self.policy, self.reference, **self.trainer.sampling)
 
-    def _before(self) -> Evaluation:
+    def _before(self) -> EvalReport:
         """The evaluation before training: made before the first checkpoint, and kept in each."""
         if self.before is None:
             self.display.say(f"run in {self.folder}: {self.settings.updates} updates; held-out prompts first")
@@ -274,7 +274,7 @@ def write_report(
     folder: Path,
     display: Display,
     settings: RunSettings,
-    evaluations: tuple[Evaluation, Evaluation],
+    evaluations: tuple[EvalReport, EvalReport],
     episodes: Callable[[], list[Frame]],
 ) -> None:
     """Plot, page of episodes and tables; what fails is left out and named.

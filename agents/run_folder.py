@@ -20,6 +20,7 @@ from torch import nn
 from .checkpoint import CheckpointError, latest_checkpoint, prune_checkpoints, read_newest, save_checkpoint
 from .display import Display
 from .files import make_folder, recover_folder, replace_file
+from .former_names import with_todays_names
 from .metrics import read_metrics
 
 try:
@@ -215,7 +216,7 @@ def _bound(settings: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= value if isinstance(value, dict) else {name: value}
-    return {name: value for name, value in flat.items() if name not in FREE}
+    return {name: value for name, value in with_todays_names(flat).items() if name not in FREE}
 
 
 def _is_same(handle: int, path: Path) -> bool:

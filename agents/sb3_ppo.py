@@ -13,12 +13,11 @@ trainer's do not.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -36,19 +35,30 @@ from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, KLPenaltyCallback
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient
 from textgen_env.lm.adapters import save_merged
 from textgen_env.lm.language_model import LanguageModel
-from textgen_env.lm.log_probs import ResponseScores, response_log_probs
 
 from .command_line import parse, resume_command
 from .command_line import run as run_program
-from .evaluate import Evaluation
-from .extra import Console
+from .evaluate import EvalReport
+from .extra import Console, arg
 from .files import replace_file
-from .policy import ActorCritic, frozen_scorer
+from .former_names import accept_former_names
+from .policy import ActorCritic, frozen_scorer, response_grid
+from .rollout_metrics import response_metrics
 from .run import Run
 from .run_settings import RunSettings
-from .setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, check, optional, whole
+from .setting_checks import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    check,
+    optional,
+    whole,
+)
 
 
+@accept_former_names
 @dataclass
 class SB3Settings(RunSettings):
     """Train a language model with the PPO of Stable-Baselines3."""
@@ -79,8 +89,9 @@ class SB3Settings(RunSettings):
     """Weight of the entropy bonus."""
     kl_coef: float = 0.05
     """β, reward per nat of KL(π‖π_ref)."""
-    kl_target: float | None = None
-    """If set, β adapts so that the mean KL of a whole response stays near this many nats."""
+    adaptive_kl_target: Annotated[float | None, arg(aliases=["--kl-target"])] = None
+    """If set, β adapts so that the mean KL of a whole response stays near this many nats. Its former name, kl_target,
+    is taken for one more release."""
     lora_rank: int = 0
     """Rank of LoRA adapters on all linear layers; 0 trains the weights themselves."""
     frozen_layers: int = 0
@@ -102,8 +113,8 @@ class SB3Settings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, RULES)
-        if self.kl_target is not None and self.kl_coef == 0:
-            raise ValueError(f"kl_coef=0 with kl_target={self.kl_target} must be > 0: β adapts by factors")
+        if (target := self.adaptive_kl_target) is not None and self.kl_coef == 0:
+            raise ValueError(f"kl_coef=0 with adaptive_kl_target={target} must be > 0: β adapts by factors")
         if self.n_steps * self.num_envs < 2:
             raise ValueError(
                 "n_steps=1 with num_envs=1 is one token per update; SB3 whitens advantages, of two at least"
@@ -117,7 +128,7 @@ RULES = {
     **dict.fromkeys(("lr", "value_coef", "entropy_coef", "kl_coef"), NOT_NEGATIVE),
     **dict.fromkeys(("value_scale", "clip", "max_grad_norm"), POSITIVE),
     **dict.fromkeys(("gamma", "lam"), SHARE),
-    "kl_target": optional(POSITIVE),
+    "adaptive_kl_target": optional(POSITIVE),
 }
 
 
@@ -134,6 +145,12 @@ class SteppedPPO(PPO):
         super()._update_current_progress_remaining(num_timesteps, self.planned_timesteps or total_timesteps)
 
 
+class LogProbs(NamedTuple):
+    """What an SB3 policy says of each response token, (B, T), 0 elsewhere; its critic is not asked."""
+
+    log_probs: Tensor
+
+
 class Judged:
     """An SB3 policy in the form that a run judges and saves."""
 
@@ -143,10 +160,10 @@ class Judged:
         self.language_model = LanguageModel.from_modules(policy.actor, tokenizer)
         self.device, self.named_parameters = policy.device, policy.named_parameters
 
-    def evaluate(self, *batch: Tensor, **sampling: Any) -> ResponseScores:
-        """Teacher-forced log-probabilities of the response tokens."""
+    def evaluate(self, *batch: Tensor, **sampling: Any) -> LogProbs:
+        """Teacher-forced log-probabilities of the response tokens, see `ActorCritic.evaluate`."""
         model = self.language_model
-        return response_log_probs(model.model, *batch, vocab_size=model.vocab_size, **sampling)
+        return LogProbs(response_grid(model.model, *batch, vocab_size=model.vocab_size, **sampling))
 
     def save(self, path: Path) -> None:
         """Write a folder that transformers' ``from_pretrained`` loads (LoRA merged)."""
@@ -159,9 +176,11 @@ class Responses(BaseCallback):
     prompts: list[str]
     texts: list[str]
     scores: Any
+    lengths: list[int]
+    finish_reasons: list[str]
 
     def _on_rollout_start(self) -> None:
-        self.prompts, self.texts, self.scores = [], [], np.zeros(0)
+        self.prompts, self.texts, self.scores, self.lengths, self.finish_reasons = [], [], np.zeros(0), [], []
 
     def _on_step(self) -> bool:
         for row in np.flatnonzero(self.locals["dones"]):
@@ -170,15 +189,20 @@ class Responses(BaseCallback):
                 self.prompts.append(info["prompt"])
                 self.texts.append(info["text"])
                 self.scores = np.append(self.scores, info["score"])
+                self.lengths.append(info["response_length"])
+                self.finish_reasons.append(info["finish_reason"])
         return True
+
+    def metrics(self) -> dict[str, float]:
+        """`response_metrics` of them; empty if there are none."""
+        columns = torch.from_numpy(self.scores), torch.tensor(self.lengths), self.finish_reasons
+        return {name: float(values[0]) for name, values in response_metrics(*columns).items()} if self.texts else {}
 
 
 class SB3Trainer:
     """SB3's PPO in the form that a run drives: one rollout and the update from it at a time."""
 
     NAMES = {
-        "rollout/score": "score",
-        "rollout/response_length": "response_length",
         "kl/per_token": "kl_per_token",
         "kl/per_token_k3": "kl_per_token_k3",
         "kl/per_response": "kl_per_response",
@@ -191,8 +215,6 @@ class SB3Trainer:
         "train/learning_rate": "lr",
     }
 
-    ENDINGS = ("score", "response_length")  # which a response that was cut from outside does not have
-
     def __init__(self, settings: SB3Settings, venv: VectorEnv, model: SteppedPPO) -> None:
         self.settings, self.model, self.updates = settings, model, 0
         self.sampling: dict[str, Any] = {"top_k": 0, "top_p": 1.0}
@@ -201,8 +223,8 @@ class SB3Trainer:
             self.env.reference.model, self.env.reference.vocab_size
         )
         self.beta = FixedKLCoefficient(settings.kl_coef)
-        if settings.kl_target is not None:
-            self.beta = AdaptiveKLCoefficient(settings.kl_coef, settings.kl_target)
+        if settings.adaptive_kl_target is not None:
+            self.beta = AdaptiveKLCoefficient(settings.kl_coef, settings.adaptive_kl_target)
         cast(Any, model).kl_coefficient = self.beta  # SB3 saves and loads what a model has
         self.penalty, self.responses = KLPenaltyCallback(self.beta), Responses()
         model.planned_timesteps = settings.updates * self._tokens
@@ -219,8 +241,8 @@ class SB3Trainer:
         self.model.learn(self._tokens, callback=callbacks, log_interval=2, reset_num_timesteps=False)
         self.updates += 1
         logged = self.model.logger.name_to_value
-        found = {short: float(logged[name]) for name, short in self.NAMES.items() if name in logged}
-        metrics = {name: value for name, value in found.items() if name not in self.ENDINGS or math.isfinite(value)}
+        metrics = self.responses.metrics()
+        metrics |= {short: float(logged[name]) for name, short in self.NAMES.items() if name in logged}
         metrics["tokens_per_second"] = self._tokens / (time.perf_counter() - begin)
         return metrics, self.responses
 
@@ -326,7 +348,7 @@ def _run(settings: SB3Settings, console: Console | None = None, **options: Any) 
     return SB3Run(settings, make_trainer, console, **options)
 
 
-def run(settings: SB3Settings, console: Console | None = None) -> tuple[Evaluation, Evaluation]:
+def run(settings: SB3Settings, console: Console | None = None) -> tuple[EvalReport, EvalReport]:
     """Train, report and save (see `Run`); the held-out prompts before and after.
 
     Raises:

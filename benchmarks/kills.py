@@ -35,7 +35,7 @@ FLAGS = {
     "minibatch-size": 4,
     "micro-batch-size": 4,
     "eval-prompts": 8,
-    "kl-target": 1.0,
+    "adaptive-kl-target": 1.0,
     "eval-every": 2,
     "save-every": 1,
     "sample-every": 3,

@@ -135,8 +135,11 @@ def roots(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("file", ["advantages.py", "losses.py"])
-def test_the_mathematics_of_agents_imports_torch_alone(file: str) -> None:
-    assert roots(ROOT / "agents" / file) <= {"__future__", "collections", "typing", "dataclasses", "math", "torch"}
+def test_the_mathematics_of_agents_imports_torch_and_kl_alone(file: str) -> None:
+    standard = {"__future__", "collections", "typing", "dataclasses", "math"}
+    assert roots(ROOT / "agents" / file) <= {*standard, "torch", "textgen_env"}
+    ours = GRAPH[f"textgen_env.agents.{file.removesuffix('.py')}"]
+    assert ours <= {"textgen_env.kl", "textgen_env.agents.advantages"}
 
 
 def test_only_the_language_rooms_touch_transformers() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, estimate_kl, full_kl, k1, k2, k3
+from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient, estimate_kl, full_kl, k1, k2, k3, k3_of_log_ratio
 
 # π = (1/2, 1/4, 1/4), π_ref = (1/4, 1/4, 1/2): KL = 1/2·ln 2 + 0 + 1/4·ln(1/2) = 1/4·ln 2
 P = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
@@ -98,3 +98,10 @@ def test_bad_coefficients(value: float) -> None:
         AdaptiveKLCoefficient(0.1, target=1.0).update(float("nan"), 1)
     with pytest.raises(ValueError, match="target=0"):
         AdaptiveKLCoefficient(0.1, target=0)
+
+
+@pytest.mark.parametrize("as_array", [torch.tensor, np.array])
+def test_k3_of_a_log_ratio_by_hand(as_array) -> None:
+    """r = 2 and 1/2: r − 1 − ln r."""
+    found = k3_of_log_ratio(as_array([LN2, 0.0, -LN2]))
+    assert found.tolist() == pytest.approx([1 - LN2, 0.0, LN2 - 0.5])

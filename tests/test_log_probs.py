@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 from textgen_env.lm import log_probs as module
 from textgen_env.lm.backbone import split
 from textgen_env.lm.gqa_attention import best_attention
-from textgen_env.lm.log_probs import response_log_probs
+from textgen_env.lm.log_probs import response_log_probs, unpack
 from textgen_env.lm.slot_attention import attention_of
 
 
@@ -197,3 +197,20 @@ def test_bad_batches() -> None:
     first[0, 0] = 1
     with pytest.raises(ValueError, match="column 0"):
         response_log_probs(MODELS["llama"], ids, attention, first)
+
+
+def test_unpack_puts_each_token_where_it_stands_and_carries_the_gradient() -> None:
+    mask = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 1, 0]])
+    per_token = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    grid = unpack(per_token, mask)
+    assert grid.tolist() == [[0, 1, 0, 2], [0, 0, 0, 0], [0, 0, 3, 0]]
+    (grid * torch.arange(12.0).view(3, 4)).sum().backward()
+    assert per_token.grad is not None
+    assert per_token.grad.tolist() == [1, 3, 10]
+    assert unpack(torch.tensor([7, 8, 9]), mask).dtype == torch.int64
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_unpack_refuses_another_number_of_tokens(count: int) -> None:
+    with pytest.raises(ValueError, match=rf"per_token has shape \({count},\); response_mask marks 3 tokens"):
+        unpack(torch.zeros(count), torch.tensor([[0, 1, 1, 1]]))

@@ -62,7 +62,7 @@ def test_ppo_samples_from_the_model_itself(name: str, tmp_path: Path) -> None:
             torch.testing.assert_close(rollout.sampled_log_probs[row, column], expected, atol=1e-3, rtol=0)
     batch = ppo.advantages(rollout)
     assert batch.metrics["kl_per_token"] == pytest.approx(0.0, abs=1e-3)
-    assert float(ppo.loss(batch, batch.packs[0])[1]["ratio_error"]) < 1e-3
+    assert float(ppo.loss(batch, batch.micro_batches[0])[1]["ratio_error"]) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["mamba", "bart", "phi3-longrope", "llama-dynamic"])

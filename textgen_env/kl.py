@@ -34,7 +34,11 @@ def k2(log_prob: Array, ref_log_prob: Array) -> Array:
 
 def k3(log_prob: Array, ref_log_prob: Array) -> Array:
     """r − 1 − log r with r = π_ref(a|s) / π(a|s): unbiased and never negative."""
-    log_ratio = ref_log_prob - log_prob
+    return k3_of_log_ratio(ref_log_prob - log_prob)
+
+
+def k3_of_log_ratio(log_ratio: Array) -> Array:
+    """e^d − 1 − d with d = log π_ref(a|s) − log π(a|s): k3 where d is known already, masked or clamped."""
     expm1: Any = torch.expm1 if isinstance(log_ratio, torch.Tensor) else np.expm1
     return expm1(log_ratio) - log_ratio
 

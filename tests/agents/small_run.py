@@ -33,7 +33,7 @@ def flags(output: Path, model: Path, prompts: Path, *more: str) -> list[str]:
         "minibatch-size": 4,
         "micro-batch-size": 4,
         "lr": 0.01,
-        "kl-target": 0.5,
+        "adaptive-kl-target": 0.5,
         "eval-every": 3,
         "save-every": 2,
         "sample-every": 5,

@@ -17,7 +17,7 @@ from small_run import SCORER
 
 from textgen_env.agents import command_line
 from textgen_env.agents.display import Display
-from textgen_env.agents.evaluate import Evaluation
+from textgen_env.agents.evaluate import EvalReport
 from textgen_env.agents.metrics import read_metrics
 from textgen_env.agents.ppo import PPO, PPOSettings
 from textgen_env.agents.report import answers_table, samples_table
@@ -69,7 +69,7 @@ def shown_on(console: Console) -> str:
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts_are_shown_as_they_are_and_never_obeyed(text: str):
     console = screen()
-    display, said = Display(console), Evaluation({}, [text], [text], [0.5])
+    display, said = Display(console), EvalReport({}, [text], [text], [0.5])
     display.say(f"said {text}")
     display.attempt("samples", lambda: samples_table(3, Written([text])))
     display.attempt("answers", lambda: answers_table(said, said))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -21,13 +22,15 @@ def random_tokens(seed: int, n: int = 24) -> tuple[torch.Tensor, ...]:
 def test_clipped_surrogate_by_hand():
     """ρ = (1.5, 1.5, .5, .5), A = (1, −1, 1, −1), ε = .2 → objectives (1.2, −1.5, .5, −.8): loss .6/4 = .15."""
     ratio = torch.tensor([1.5, 1.5, 0.5, 0.5])
-    loss = losses.clipped_surrogate(ratio.log(), torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.2)
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    loss = losses.clipped_surrogate(ratio.log(), torch.zeros(4), advantage, 0.2, torch.ones(4))
     assert loss.item() == pytest.approx(0.15)
 
 
 def test_clipped_surrogate_gradient_is_zero_only_where_the_clip_binds():
     log_prob = torch.tensor([1.5, 1.5, 0.5, 0.5]).log().requires_grad_()
-    losses.clipped_surrogate(log_prob, torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.2).backward()
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    losses.clipped_surrogate(log_prob, torch.zeros(4), advantage, 0.2, torch.ones(4)).backward()
     # d(−ρA/4)/d log π = −ρA/4 where the minimum is the unclipped term
     torch.testing.assert_close(log_prob.grad, torch.tensor([0.0, 0.375, -0.125, 0.0]))
 
@@ -39,14 +42,14 @@ def test_clipped_surrogate_is_the_loop(seed):
     for n, o, a in zip(new.tolist(), old.tolist(), advantage.tolist(), strict=True):
         rho = math.exp(n - o)
         total += min(rho * a, min(max(rho, 0.8), 1.2) * a)
-    assert losses.clipped_surrogate(new, old, advantage, 0.2).item() == pytest.approx(-total / len(new))
+    assert losses.clipped_surrogate(new, old, advantage, 0.2, torch.ones(24)).item() == pytest.approx(-total / len(new))
 
 
 def test_value_loss_by_hand():
     """V=(2, .1), V_old=0, R=(1, 1), ε=.5: clipped (.5, .1); max squares (1, .81) → ½·.905."""
     value, old, returns = torch.tensor([2.0, 0.1]), torch.zeros(2), torch.ones(2)
-    assert losses.clipped_value_loss(value, old, returns, 0.5).item() == pytest.approx(0.4525)
-    assert losses.clipped_value_loss(value, old, returns, None).item() == pytest.approx((1 + 0.81) / 4)
+    assert losses.clipped_value_loss(value, old, returns, 0.5, torch.ones(2)).item() == pytest.approx(0.4525)
+    assert losses.clipped_value_loss(value, old, returns, None, torch.ones(2)).item() == pytest.approx((1 + 0.81) / 4)
 
 
 @pytest.mark.parametrize("off_policy", [0.0, 0.7])
@@ -70,7 +73,7 @@ def test_expected_gradient_of_kl_loss_is_that_of_the_exact_kl(off_policy: float)
 def test_a_single_token_cannot_carry_approx_kl_away():
     old = torch.zeros(1000)
     new = torch.cat([torch.tensor([12.0, -40.0]), torch.zeros(998)])
-    assert losses.approx_kl(new, old).item() < 0.01
+    assert losses.approx_kl(new, old, torch.ones(1000)).item() < 0.01
 
 
 def test_kl_loss_is_the_exact_kl_in_expectation():
@@ -90,21 +93,22 @@ def test_kl_loss_is_the_exact_kl_in_expectation():
 
 def test_approx_kl_and_clip_fraction_by_hand():
     new, old = torch.tensor([math.log(1.5), 0.0]), torch.zeros(2)
-    assert losses.approx_kl(new, old).item() == pytest.approx((0.5 - math.log(1.5)) / 2)
-    assert losses.clip_fraction(new, old, 0.2).item() == 0.5
-    assert losses.approx_kl(old, old).item() == 0
+    both = torch.ones(2)
+    assert losses.approx_kl(new, old, both).item() == pytest.approx((0.5 - math.log(1.5)) / 2)
+    assert losses.clip_fraction(new, old, 0.2, both).item() == 0.5
+    assert losses.approx_kl(old, old, both).item() == 0
 
 
 def test_explained_variance_by_hand():
-    returns = torch.tensor([0.0, 2.0, 4.0])
-    assert losses.explained_variance(returns, returns).item() == 1
-    assert losses.explained_variance(torch.full((3,), 9.0), returns).item() == 0
-    assert losses.explained_variance(-returns, returns).item() == pytest.approx(-3)
-    assert losses.explained_variance(returns, torch.ones(3)).item() == 0
+    returns, every = torch.tensor([0.0, 2.0, 4.0]), torch.ones(3)
+    assert losses.explained_variance(returns, returns, every).item() == 1
+    assert losses.explained_variance(torch.full((3,), 9.0), returns, every).item() == 0
+    assert losses.explained_variance(-returns, returns, every).item() == pytest.approx(-3)
+    assert losses.explained_variance(returns, torch.ones(3), every).item() == 0
 
 
 def test_entropy_and_language_model_loss_are_negative_means():
-    assert losses.entropy_loss(torch.tensor([1.0, 3.0])).item() == -2
+    assert losses.entropy_loss(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([1, 1, 0])).item() == -2
     assert losses.language_model_loss(torch.tensor([-1.0, -3.0]), torch.tensor([0, 1])).item() == 3
 
 
@@ -112,26 +116,51 @@ def test_entropy_and_language_model_loss_are_negative_means():
 def test_gradients_equal_finite_differences(seed):
     new, old, advantage = (x.clone() for x in random_tokens(seed))
     new.requires_grad_()
-    assert gradcheck(lambda x: losses.clipped_surrogate(x, old, advantage), new)
-    assert gradcheck(lambda x: losses.clipped_value_loss(x, old, advantage, 0.3), new)
-    assert gradcheck(lambda x: losses.kl_loss(x, advantage, torch.ones(24), old_log_prob=old), new)
-    assert gradcheck(lambda x: losses.language_model_loss(x), new)
+    mask = torch.arange(24) % 3 > 0
+    assert gradcheck(lambda x: losses.clipped_surrogate(x, old, advantage, 0.2, mask), new)
+    assert gradcheck(lambda x: losses.clipped_value_loss(x, old, advantage, 0.3, mask), new)
+    assert gradcheck(lambda x: losses.kl_loss(x, advantage, mask, old_log_prob=old), new)
+    assert gradcheck(lambda x: losses.entropy_loss(x, mask), new)
+    assert gradcheck(lambda x: losses.language_model_loss(x, mask), new)
 
 
-def test_rectangles_with_a_mask_equal_packed_tokens_even_with_infinities_outside():
-    new, old, advantage = (x.view(4, 6) for x in random_tokens(0))
+LOSSES = {
+    "surrogate": lambda x, old, constant, mask: losses.clipped_surrogate(x, old, constant, 0.2, mask),
+    "value": lambda x, old, constant, mask: losses.clipped_value_loss(x, old, constant, 0.2, mask),
+    "unclipped value": lambda x, old, constant, mask: losses.clipped_value_loss(x, old, constant, None, mask),
+    "entropy": lambda x, old, constant, mask: losses.entropy_loss(x, mask),
+    "kl": lambda x, old, constant, mask: losses.kl_loss(x, constant, mask, old_log_prob=old),
+    "language model": lambda x, old, constant, mask: losses.language_model_loss(x, mask),
+}
+DIAGNOSTICS = {
+    "approx_kl": lambda x, old, constant, mask: losses.approx_kl(x, old, mask),
+    "clip_fraction": lambda x, old, constant, mask: losses.clip_fraction(x, old, 0.2, mask),
+    "explained_variance": lambda x, old, constant, mask: losses.explained_variance(x, constant, mask),
+}
+
+
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [*LOSSES, *DIAGNOSTICS])
+def test_rectangles_with_a_mask_equal_their_tokens_whatever_stands_outside(name: str, junk: float):
+    """In value, and the losses in gradient: that of the tokens is the same, that of everything else 0."""
+    new, old, constant = (x.view(4, 6) for x in random_tokens(0))
     mask = torch.rand(4, 6, generator=torch.Generator().manual_seed(5)) < 0.5
-    junk = torch.where(mask, 0.0, -torch.inf)
-    wide = (new + junk).requires_grad_()
-    for loss in (
-        lambda n, o, a, m: losses.clipped_surrogate(n, o, a, 0.2, m),
-        lambda n, o, a, m: losses.kl_loss(n, a, torch.ones_like(n) if m is None else m, old_log_prob=o),
-        lambda n, o, a, m: losses.approx_kl(n, o, m),
-        lambda n, o, a, m: losses.clip_fraction(n, o, 0.2, m),
-    ):
-        rectangular = loss(wide, old + junk, advantage, mask)
-        torch.testing.assert_close(rectangular, loss(new[mask], old[mask], advantage[mask], None))
-    losses.clipped_surrogate(wide, old + junk, advantage, 0.2, mask).backward()
-    assert wide.grad is not None
-    assert wide.grad.isfinite().all()
-    assert wide.grad[~mask].eq(0).all()
+    function, tokens = {**LOSSES, **DIAGNOSTICS}[name], new[mask].requires_grad_()
+    wide, wide_old, wide_constant = (x.where(mask, junk) for x in (new, old, constant))
+    wide.requires_grad_()
+    rectangular = function(wide, wide_old, wide_constant, mask)
+    expected = function(tokens, old[mask], constant[mask], torch.ones(int(mask.sum())))
+    torch.testing.assert_close(rectangular, expected)
+    if name in LOSSES:
+        rectangular.backward()
+        expected.backward()
+        assert wide.grad is not None
+        assert wide.grad[~mask].eq(0).all()
+        torch.testing.assert_close(wide.grad[mask], tokens.grad)
+
+
+def test_every_function_requires_the_mask():
+    functions = [f for _, f in inspect.getmembers(losses, inspect.isfunction) if f.__module__ == losses.__name__]
+    assert len(functions) == 9
+    for function in functions:
+        assert inspect.signature(function).parameters["response_mask"].default is inspect.Parameter.empty

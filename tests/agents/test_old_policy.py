@@ -45,7 +45,7 @@ def test_decoding_knows_what_a_teacher_forced_pass_finds(make_venv: MakeVenv, wo
 def test_the_first_ratio_is_one_up_to_rounding(make_venv: MakeVenv, word_model: Path, dtype: str, tolerance: float):
     ppo = trained_ppo(make_venv(), word_model, dtype)
     batch = ppo.advantages(ppo.collect())
-    errors = [float(ppo.loss(batch, rows)[1]["ratio_error"]) for rows in batch.packs]
+    errors = [float(ppo.loss(batch, rows)[1]["ratio_error"]) for rows in batch.micro_batches]
     assert 0 < max(errors) < tolerance
 
 

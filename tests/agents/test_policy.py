@@ -30,7 +30,8 @@ def test_values_read_the_state_before_the_token(word_model: Path, critic):
         policy.value_head(model.model(input_ids=IDS[row : row + 1, :t]).last_hidden_state[0, -1])
         for row, t in RESPONSE.nonzero().tolist()
     ]
-    torch.testing.assert_close(values, torch.stack(expected), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(values[RESPONSE.bool()], torch.stack(expected), atol=1e-5, rtol=1e-4)
+    assert values[RESPONSE == 0].eq(0).all()
     final = policy.final_values(IDS, ATTENTION)
     for row, length in enumerate((5, 3)):
         hidden = model.model(input_ids=IDS[row : row + 1, :length]).last_hidden_state[0, -1]
@@ -42,7 +43,7 @@ def test_values_start_at_a_constant(word_model: Path):
     policy = ActorCritic(LanguageModel(word_model))
     assert policy.evaluate(IDS, ATTENTION, RESPONSE).values.eq(0).all()
     policy.value_head.start_at(0.25)
-    assert policy.evaluate(IDS, ATTENTION, RESPONSE).values.eq(0.25).all()
+    assert torch.equal(policy.evaluate(IDS, ATTENTION, RESPONSE).values, 0.25 * RESPONSE)
     with_random_head(policy).value_head.start_at(7.0)
     assert policy.value_head.out.bias.item() == 0.25
 

@@ -45,7 +45,7 @@ def test_the_first_ratio_is_exactly_one(make_venv: MakeVenv, word_model: Path, s
     ppo = make_ppo(make_venv(**options), word_model, dtype, lora_rank=lora_rank, **agent)
     ppo.train(1)  # so that adapters and masters have moved away from their start
     batch = ppo.advantages(ppo.collect())
-    for rows in batch.packs:
+    for rows in batch.micro_batches:
         _, parts = ppo.loss(batch, rows)
         assert parts["ratio_error"] == 0
         assert parts["approx_kl"] == 0
@@ -58,7 +58,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_minibatch(make
     for micro_batch_size in (12, 3, 1):
         ppo = make_ppo(make_venv(), word_model, minibatch_size=12, micro_batch_size=micro_batch_size, entropy_coef=0.01)
         batch = ppo.advantages(ppo.collect())
-        ppo._gradient(batch, batch.packs)
+        ppo._gradient(batch, batch.micro_batches)
         gradients.append(torch.cat([master.grad.flatten() for master in ppo.optimizer.masters]))
     assert gradients[0].norm() > 0
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
@@ -74,7 +74,7 @@ def test_the_gradient_of_the_whole_loss_equals_finite_differences(make_venv: Mak
     ppo.update(batch)
     ppo.policy.double()  # the head's output is rounded to float32 all the same, which bounds the accuracy here
     params = [p for p in ppo.policy.parameters() if p.requires_grad]
-    for rows in batch.packs:
+    for rows in batch.micro_batches:
         loss, parts = ppo.loss(batch, rows)
         grads = torch.autograd.grad(loss, params)
         norm = torch.stack([g.norm() for g in grads]).norm()
@@ -195,7 +195,7 @@ def test_the_critic_explains_what_can_be_known(make_venv: MakeVenv, word_model: 
 
 def test_adaptive_coefficient_follows_the_kl_of_whole_responses(make_venv: MakeVenv, word_model: Path):
     """β ← β·(1 + clip(KL/target − 1, ±.2)·n/horizon) with n = 12 responses and horizon 120."""
-    ppo = make_ppo(make_venv(), word_model, kl_coef=0.1, kl_target=0.01, kl_horizon=120)
+    ppo = make_ppo(make_venv(), word_model, kl_coef=0.1, adaptive_kl_target=0.01, kl_horizon=120)
     metrics = ppo.train(3)
     expected = 0.1
     for entry in metrics:

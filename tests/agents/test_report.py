@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from textgen_env.agents.evaluate import (
-    Evaluation,
+    EvalReport,
     Played,
     distinct_n,
     distinct_without_each,
@@ -55,8 +55,7 @@ def played(scores: list[float], lengths: list[int], log_prob: float = -1.0, ref:
         finish_reasons=["eos", *["length"] * (rows - 1)],
         action_masks=None,
     )
-    tokens = torch.ones(sum(lengths))
-    return Played(rollout, log_prob * tokens, ref * tokens, None)
+    return Played(rollout, log_prob * response, ref * response, None)
 
 
 def test_metrics_and_their_errors_by_hand():
@@ -78,7 +77,7 @@ def test_metrics_and_their_errors_by_hand():
     assert errors["response_length"] == pytest.approx(math.sqrt(1 / 3))
     assert errors["eos_rate"] == pytest.approx(1 / 3)
     assert (errors["kl_per_token"], errors["reference_perplexity"]) == pytest.approx((0, 0), abs=1e-12)
-    assert Evaluation(**json.loads(json.dumps(asdict(evaluation)))) == evaluation
+    assert EvalReport(**json.loads(json.dumps(asdict(evaluation)))) == evaluation
 
 
 def test_a_response_without_a_score_counts_in_everything_but_the_score():
@@ -94,8 +93,9 @@ def test_the_error_of_a_ratio_agrees_with_the_bootstrap():
     lengths = [draw.randint(1, 12) for _ in range(60)]
     kls = [draw.gauss(0.2, 0.3) * length for length in lengths]
     each = played([0.0] * 60, lengths)
-    each.log_probs = torch.cat([torch.full((n,), kl / n) for n, kl in zip(lengths, kls, strict=True)])
-    each.ref_log_probs = torch.zeros(sum(lengths))
+    mask = each.rollout.response_mask
+    each.log_probs = mask * torch.tensor([kl / n for n, kl in zip(lengths, kls, strict=True)])[:, None]
+    each.ref_log_probs = torch.zeros(mask.shape)
     estimates = []
     for _ in range(4000):
         rows = draw.choices(range(60), k=60)
@@ -119,7 +119,7 @@ def test_differences_are_paired():
     assert standard_error_of_difference(before, after, "score") == pytest.approx(0, abs=1e-6)
     moved = summarize(played([1.0, 2.0, 9.0], [1, 2, 3]))  # differences 1, −1, 0: s² = 1
     assert standard_error_of_difference(before, moved, "score") == pytest.approx(math.sqrt(1 / 3))
-    other = Evaluation(**{**asdict(moved), "prompts": ["x", "y", "z"]})
+    other = EvalReport(**{**asdict(moved), "prompts": ["x", "y", "z"]})
     assert math.isnan(standard_error_of_difference(before, other, "score"))
 
 
@@ -137,7 +137,7 @@ def test_the_table_shows_values_errors_and_differences():
     assert "│ 3.000 ± 1.528 │ 2.000 ± 0.000 │ -1.000 ± 1.528 │" in score
     (kl,) = (line for line in text.splitlines() if "nats per token" in line)
     assert "0.500 ± 0.000 │ 1.000 ± 0.000 │ +0.500 ± 0.000" in kl
-    old = Evaluation(before.metrics, before.prompts, before.texts, before.scores)  # written before there were errors
+    old = EvalReport(before.metrics, before.prompts, before.texts, before.scores)  # written before there were errors
     assert "±" not in shown(before_after_table(old, old)).split("\n", 1)[1]
 
 

@@ -103,6 +103,23 @@ def test_a_changed_setting_is_named(changed: dict[str, Any], message: str, tmp_p
     assert tree(tmp_path) == before
 
 
+def test_a_run_of_the_release_before_goes_on_under_the_names_of_today(tmp_path: Path):
+    """As that release wrote settings and checkpoints: `kl_target` for what is `adaptive_kl_target` now."""
+    given = PPOSettings(output=str(tmp_path), ppo=PPOConfig(adaptive_kl_target=0.5))
+    run = RunFolder(given)
+    run.claim()
+    run.settings["kl_target"] = run.settings.pop("adaptive_kl_target")
+    run.save(2, {"update": 2})
+    run.close()
+    record = tmp_path / "settings.json"
+    record.write_text(record.read_text().replace('"adaptive_kl_target"', '"kl_target"'))
+    run = RunFolder(replace(given, resume=True))
+    assert run.restore() is not None
+    run.close()
+    with pytest.raises(ValueError, match=r"adaptive_kl_target=0\.7, was 0\.5"):
+        RunFolder(replace(given, resume=True, ppo=PPOConfig(adaptive_kl_target=0.7)))
+
+
 def test_more_updates_go_on_and_fewer_than_done_are_refused(tmp_path: Path):
     begun(tmp_path, updates=4)
     run = RunFolder(settings(tmp_path, resume=True, updates=9, save_every=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from small_run import start
 
+from textgen_env.agents.command_line import parse
 from textgen_env.agents.command_line import run as run_program
 from textgen_env.agents.policy import PolicyConfig
 from textgen_env.agents.ppo import make_run
@@ -22,6 +24,7 @@ POSITIVE = [*NEVER, 0, -1, 10**400]
 NOT_NEGATIVE = [*NEVER, -1, -1e-300]
 COUNT = [*NEVER, 0, -3, 1.5, None]
 COUNT_OR_ZERO = [*NEVER, -3, 1.5, None]
+RENAMED = "kl_target is now adaptive_kl_target"
 SHARE = [*NEVER, -0.1, 1.1, None]
 
 WRONG: list[tuple[type, dict[str, list[Any]]]] = [
@@ -32,7 +35,9 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
             **dict.fromkeys(("warmup_updates", "top_k"), COUNT_OR_ZERO),
             **dict.fromkeys(("lr", "value_lr", "weight_decay", "value_coef", "kl_coef", "ptx_coef"), NOT_NEGATIVE),
             **dict.fromkeys(("entropy_coef",), NOT_NEGATIVE),
-            **dict.fromkeys(("max_grad_norm", "clip", "kl_horizon", "value_clip", "kl_target", "target_kl"), POSITIVE),
+            **dict.fromkeys(
+                ("max_grad_norm", "clip", "kl_horizon", "value_clip", "adaptive_kl_target", "target_kl"), POSITIVE
+            ),
             **dict.fromkeys(("gamma", "lam"), SHARE),
             "top_p": [*SHARE, 0],
             "whiten": [1, "yes", None],
@@ -88,10 +93,40 @@ def test_edges_are_taken_and_numpy_numbers_become_plain():
 def test_settings_that_do_not_fit_each_other():
     with pytest.raises(ValueError, match="micro_batch_size=3 must divide minibatch_size=32"):
         PPOConfig(micro_batch_size=3)
-    with pytest.raises(ValueError, match="kl_coef=0 with kl_target=1"):
-        PPOConfig(kl_coef=0, kl_target=1)
+    with pytest.raises(ValueError, match="kl_coef=0 with adaptive_kl_target=1"):
+        PPOConfig(kl_coef=0, adaptive_kl_target=1)
     with pytest.raises(ValueError, match="episodes=8 must be at least num_envs=64"):
         PPOSettings(ppo=PPOConfig(episodes=8))
+
+
+def test_a_former_name_is_taken_with_a_warning():
+    """Given, read and changed; what is wrong with it is said of the name that was given."""
+    with pytest.warns(DeprecationWarning, match=RENAMED):
+        config = PPOConfig(kl_target=0.5)  # type: ignore[call-arg]
+    assert config == PPOConfig(adaptive_kl_target=0.5)
+    assert "kl_target" not in asdict(config)
+    with pytest.warns(DeprecationWarning, match=RENAMED):
+        config.kl_target = 0.25  # type: ignore[attr-defined]
+    assert replace(config, lr=1.0).adaptive_kl_target == 0.25
+    with pytest.warns(DeprecationWarning, match=RENAMED):
+        assert config.kl_target == 0.25  # type: ignore[attr-defined]
+    for value in POSITIVE:
+        with pytest.warns(DeprecationWarning, match=RENAMED), pytest.raises((TypeError, ValueError)) as refused:
+            PPOConfig(kl_target=value)  # type: ignore[call-arg]
+        assert str(refused.value).startswith(f"kl_target={value!r} must be ")
+    with pytest.warns(DeprecationWarning, match=RENAMED), pytest.raises(ValueError, match="kl_coef=0 with kl_target=1"):
+        PPOConfig(kl_coef=0, kl_target=1)  # type: ignore[call-arg]
+    with (
+        pytest.warns(DeprecationWarning, match=RENAMED),
+        pytest.raises(TypeError, match="kl_target=1 is a former name"),
+    ):
+        PPOConfig(kl_target=1, adaptive_kl_target=2)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("flag", ["--kl-target", "--adaptive-kl-target"])
+def test_both_names_are_flags(flag: str):
+    settings = parse(PPOSettings, "textgen_env.agents.ppo", [flag, "0.5", "--target-kl", "0.1"])
+    assert (settings.ppo.adaptive_kl_target, settings.ppo.target_kl) == (0.5, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def small_run(folder: Path) -> SB3Settings:
         batch_size=16,
         eval_prompts=4,
         max_new_tokens=4,
-        kl_target=1.0,
+        adaptive_kl_target=1.0,
         kl_coef=0.1,
         lora_rank=2,
         save_every=1,

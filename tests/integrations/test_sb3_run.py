@@ -98,9 +98,11 @@ def test_a_folder_with_a_model_zip_alone_is_no_run(tmp_path: Path):
 
 def test_everything_that_can_be_kept_is_kept(tmp_path: Path):
     """Weights, moments, β, the scorer's statistics and the counters; then each update moves them."""
-    settings = small(tmp_path / "run", kl_target=0.5, lora_rank=2)
+    settings = small(tmp_path / "run", adaptive_kl_target=0.5, lora_rank=2)
     run(settings)
-    again = make_run(flags(tmp_path / "run", "--kl-target", "0.5", "--lora-rank", "2", "--resume", "--updates", "4"))
+    again = make_run(
+        flags(tmp_path / "run", "--adaptive-kl-target", "0.5", "--lora-rank", "2", "--resume", "--updates", "4")
+    )
     trainer: Any = again.trainer
     saved = PPO.load(tmp_path / "run" / "model")
     assert (trainer.updates, trainer.model.num_timesteps) == (2, 64)
@@ -116,6 +118,21 @@ def test_everything_that_can_be_kept_is_kept(tmp_path: Path):
     assert [record["update"] for record in records] == [1, 2, 3, 4]
     rates = [record["train/lr"] for record in records]
     assert rates == pytest.approx([5e-5, 0, 2.5e-5, 0])  # falls to 0 over the updates that were planned then
+
+
+def test_the_numbers_of_an_update_are_those_of_its_responses(tmp_path: Path):
+    """Those that the callback has logged by itself; without a response there are none."""
+    running = make_run(flags(tmp_path / "run"))
+    trainer: Any = running.trainer
+    metrics, responses = trainer.iterate()
+    logged = trainer.model.logger.name_to_value
+    assert metrics["score"] == pytest.approx(logged["rollout/score"])
+    assert metrics["response_length"] == pytest.approx(logged["rollout/response_length"])
+    assert metrics["eos_rate"] == responses.finish_reasons.count("eos") / len(responses.texts)
+    assert sum(responses.lengths) <= 32
+    responses._on_rollout_start()
+    assert responses.metrics() == {}
+    running.close()
 
 
 def test_the_learning_rate_falls_over_the_whole_run(tmp_path: Path):
@@ -172,7 +189,7 @@ def test_settings_and_folders_are_checked_at_the_door(tmp_path: Path):
         for value in (-1, math.nan, math.inf, "1"):
             with pytest.raises((ValueError, TypeError), match=f"^{name}={value!r} must be "):
                 small(tmp_path / "run", **{name: value})
-    for together in ({"kl_coef": 0, "kl_target": 1.0}, {"n_steps": 1, "num_envs": 1}):
+    for together in ({"kl_coef": 0, "adaptive_kl_target": 1.0}, {"n_steps": 1, "num_envs": 1}):
         with pytest.raises(ValueError, match=" with "):
             small(tmp_path / "run", **together)
     with pytest.raises(ValueError, match="frozen_layers=99"):

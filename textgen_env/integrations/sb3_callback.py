@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 
 from textgen_env.integrations.sb3_vec_env import UNMASKED, masks_tokens
-from textgen_env.kl import FixedKLCoefficient, KLCoefficient, estimate_kl, k3
+from textgen_env.kl import FixedKLCoefficient, KLCoefficient, estimate_kl, k1, k3
 
 
 class KLPenaltyCallback(BaseCallback):
@@ -93,7 +93,7 @@ class KLPenaltyCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         assert self.coef is not None
         log_probs, ref_log_probs = np.concatenate(self._tokens, axis=1)
-        self.logger.record("kl/per_token", float((log_probs - ref_log_probs).mean()))
+        self.logger.record("kl/per_token", float(k1(log_probs, ref_log_probs).mean()))
         self.logger.record("kl/per_token_k3", float(k3(log_probs, ref_log_probs).mean()))
         self.logger.record("kl/coef", self.coef.value)
         if not self._responses:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from textgen_env.lm.backbone import evaluating, unwrap
 from textgen_env.lm.loading import LOADING, Location, as_device, as_dtype, load_weights, open_model
-from textgen_env.lm.log_probs import response_log_probs
+from textgen_env.lm.log_probs import response_log_probs, unpack
 from textgen_env.lm.model_kinds import check_causal, check_live_causal
 from textgen_env.lm.prefix_cache import PrefixCache
 from textgen_env.lm.token_text import TokenText
@@ -203,7 +203,7 @@ class LanguageModel:
             for rows in torch.arange(len(input_ids)).split(max(1, TOKENS_PER_BATCH // input_ids.shape[1])):
                 batch = [part[rows].to(self.device) for part in (input_ids, attention_mask, wanted)]
                 scores = response_log_probs(self.model, *batch, vocab_size=self.vocab_size, **warping)
-                result[rows] = result[rows].masked_scatter(wanted[rows], scores.log_probs.to(result.device))
+                result[rows] = unpack(scores.log_probs, batch[2]).to(result.device)
         return result
 
     def __getstate__(self) -> dict[str, Any]:

@@ -69,8 +69,7 @@ def response_log_probs(
         with_entropy: also return the entropy of the warped distribution.
 
     Returns:
-        `ResponseScores`; gradients flow through all three. To spread a column over (B, T):
-        `torch.zeros(B, T).masked_scatter(response_mask.bool(), scores.log_probs)`.
+        `ResponseScores`; gradients flow through all three. `unpack` spreads a column over (B, T).
 
     Raises:
         ValueError: shapes differ, the padding is not on the right, or response_mask marks padding or column 0.
@@ -97,6 +96,18 @@ def response_log_probs(
     log_probs = torch.cat([part[0] for part in parts])
     entropy = torch.cat([part[1] for part in parts if part[1] is not None]) if with_entropy else None
     return ResponseScores(log_probs, entropy, hidden)
+
+
+def unpack(per_token: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
+    """(N,) values of the response tokens in row-major order → (B, T), 0 elsewhere; differentiable.
+
+    Raises:
+        ValueError: N is not the number of response tokens.
+    """
+    chosen = response_mask.bool()
+    if per_token.shape != (count := int(chosen.sum()),):
+        raise ValueError(f"per_token has shape {tuple(per_token.shape)}; response_mask marks {count} tokens")
+    return torch.zeros(chosen.shape, dtype=per_token.dtype, device=per_token.device).masked_scatter(chosen, per_token)
 
 
 def predicting(response_mask: torch.Tensor) -> torch.Tensor:
