@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from textgen_env.action_masks import check_slots
 from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, check_seed, prompt_choice
 from textgen_env.config import spelled_out
 from textgen_env.engine import Rows
@@ -203,16 +204,25 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
     def abandon(self, slots: NDArray[np.int64]) -> None:
         """End the running episodes of some slots without a score; they wait for their reset (autoreset_mode DISABLED).
 
-        What a wrapper that truncates leaves behind: to the environment such an episode is still running.
+        What a wrapper that truncates leaves behind: to the environment such an episode is still running. Slots whose
+        episode has ended stay as they are.
         """
-        self.engine.playing[slots] = False
-        self._truncated[slots] = True
+        running = slots[self.engine.playing[slots]]
+        self.engine.playing[running] = False
+        self._truncated[running] = True
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """bool (n, V), True where an action is allowed in each slot's present state."""
-        return self.engine.action_masks(np.arange(self.num_envs))
+    def action_masks(self, slots: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """bool (n, V), True where an action is allowed in each slot's present state.
+
+        Args:
+            slots: m different slots, whose masks (m, V) are wanted, in this order; None: all.
+
+        Raises:
+            TypeError, ValueError: slots that there are not.
+        """
+        return self.engine.action_masks(check_slots(slots, self.num_envs))
 
     def bind_policy(self, policy: Callable[[Observations], Any] | LanguageModel | None) -> None:
         """Let the reward pay the exact KL of the agent's policy.

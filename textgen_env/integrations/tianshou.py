@@ -15,7 +15,7 @@ from torch import nn
 
 from textgen_env.kl import estimate_kl
 from textgen_env.vector_env import REST
-from textgen_env.wrappers import VectorScoredCutsEnd
+from textgen_env.wrappers import VectorScoredCutsEnd, env_attribute
 
 try:
     from tianshou.data.collector import StepHook
@@ -95,7 +95,7 @@ class TianshouVectorEnv(BaseVectorEnv):
         actions = np.full(self.env_num, REST)
         self._moved |= ~self._ended & ~np.isin(np.arange(self.env_num), rows)
         if (idle := np.flatnonzero(self._moved & ~self._ended)).size:
-            actions[idle] = self._action_masks()[idle].argmax(axis=1)
+            actions[idle] = self.action_masks()[idle].argmax(axis=1)
         actions[rows] = np.asarray(action)
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self._ended = terminated | truncated
@@ -119,14 +119,12 @@ class TianshouVectorEnv(BaseVectorEnv):
         """An array (m, …), or m dictionaries, which Tianshou turns into a `Batch`."""
         if not self.masks and not isinstance(observations, dict):
             return observations[rows]
-        whole = {"obs": observations, "mask": self._action_masks()} if self.masks else observations
+        whole = {"obs": observations, "mask": self.action_masks()} if self.masks else observations
         return np.array([{key: _row(value, row) for key, value in whole.items()} for row in rows])
 
-    def _action_masks(self) -> np.ndarray:
-        env: Any = self.env
-        while not hasattr(env, "action_masks"):
-            env = env.env
-        return env.action_masks()
+    def action_masks(self, slots: Sequence[int] | None = None) -> np.ndarray:
+        """bool (n, actions), True where an action is allowed; of some slots if given."""
+        return env_attribute(self.env, "action_masks")(slots)
 
 
 def _row(value: Any, row: int) -> Any:
