@@ -19,7 +19,7 @@ from torch import Tensor
 
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.sampling import sample, warp_logits
-from textgen_env.vector_env import REST
+from textgen_env.vector_env import NOOP
 from textgen_env.wrappers.attributes import env_attribute, may_mask
 
 from .action_masks import ActionMasks, MaskTable
@@ -152,7 +152,7 @@ def collect(
     prompts: Sequence[str | Mapping[str, Any] | int] | None = None,
     with_states: bool = False,
 ) -> Rollout:
-    """Play exactly ``episodes`` whole trajectories: a slot that has ended takes the next one, the last ones rest.
+    """Play exactly ``episodes`` whole trajectories: a slot that has ended takes the next one, while there are any.
 
     Args:
         venv: made with ``autoreset_mode=AutoresetMode.DISABLED``; with any wrappers that leave tokens as observations
@@ -175,7 +175,7 @@ def collect(
     _check(venv, language_model, episodes, prompts)
     cache = language_model.prefix_cache(slots)
     recorder = _Recorder(episodes, language_model.vocab_size)
-    episode = np.arange(slots)  # which trajectory each slot plays; ≥ episodes: it rests
+    episode = np.arange(slots)  # which trajectory each slot plays; ≥ episodes: none any more
     started = slots
     observation, _ = venv.reset(options=_options(np.ones(slots, dtype=bool), episode, prompts))
     while (active := np.flatnonzero(episode < episodes)).size:
@@ -186,7 +186,7 @@ def collect(
         mask = None if allowed is None else torch.from_numpy(allowed)
         logits = warp_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, mask=mask)
         tokens, log_probs = _greedy(logits) if greedy else sample(logits, generator)
-        actions = np.full(slots, REST, dtype=np.int64)
+        actions = np.full(slots, NOOP, dtype=np.int64)
         actions[active] = tokens.cpu().numpy()
         observation, rewards, terminated, truncated, info = venv.step(actions)
         recorder.episodes.append(episode[active])

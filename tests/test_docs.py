@@ -40,6 +40,7 @@ RETIRED = {
     r"\bwide_products\b|\bwide products\b": "upcast_linear",
     r"\bgrouped_attention\b": "gqa_attention",
     r"\bscoring\.py\b|\btextgen_env\.scoring\b": "log_probs.py",
+    r"(?<!as )\bREST\b(?! = NOOP| as REST|\")": "NOOP",
     r"\b(number|value|file|row|call|line|record|entry|pass) an? (text|token|slot|library|seed|line|update)\b": "per",
 }
 

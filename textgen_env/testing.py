@@ -27,6 +27,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from textgen_env.scorers.base import call_scorer, part_names, score_parts
+from textgen_env.vector_env import NOOP
 
 try:
     import pytest
@@ -39,6 +40,8 @@ Env: TypeAlias = Any  # a gym.Env or VectorEnv, which unwrapped has the attribut
 
 ENDING = {"text": str, "prompt": str, "finish_reason": str, "score": float, "response_length": int}
 """What `info` has at the end of an episode besides what each step has, with the types."""
+
+SINGLE_REFERENCES = ("b", "good", "Bad soup!", "日本", "x y")
 
 
 class EnvContract:
@@ -155,9 +158,8 @@ class VectorEnvContract:
     def play(self, env: Env) -> list[tuple[Any, ...]]:
         """Some episodes: (observations, rewards, terminated, truncated, infos) of `reset`, and then of each step."""
         rng, n = np.random.default_rng(self.seed), env.num_envs
-        steps: list[tuple[Any, ...]] = []
         observations, infos = env.reset(seed=self.seed)
-        steps.append((observations, np.zeros(n), np.zeros(n, np.bool_), np.zeros(n, np.bool_), infos))
+        steps: list[tuple[Any, ...]] = [(observations, np.zeros(n), *np.zeros((2, n), np.bool_), infos)]
         for _ in range(2 * env.unwrapped.max_new_tokens):
             ended = steps[-1][2] | steps[-1][3]
             if ended.any() and env.metadata["autoreset_mode"] is AutoresetMode.DISABLED:
@@ -204,6 +206,16 @@ class VectorEnvContract:
             age = np.where(ended | resetting, 0, age + 1)
             assert (age < vector_env.unwrapped.max_new_tokens).all(), "no end within max_new_tokens"
 
+    def test_a_slot_that_is_not_stepped_stays_as_it_was(self, vector_env: Env) -> None:
+        before, _ = vector_env.reset(seed=self.seed)
+        actions = self.choose_actions(vector_env, np.random.default_rng(self.seed))
+        actions[1:] = NOOP
+        after, rewards, terminated, truncated, infos = vector_env.step(actions)
+        assert not np.concatenate([rewards[1:], terminated[1:], truncated[1:]]).any()
+        assert not any(slot_infos(infos, vector_env.num_envs)[1:])
+        for key, rows in after.items():
+            np.testing.assert_array_equal(rows[1:], before[key][1:])
+
     def test_infos_are_small(self, vector_env: Env) -> None:
         for *_, infos in self.play(vector_env):
             for info in slot_infos(infos, vector_env.num_envs):
@@ -233,14 +245,7 @@ class ScorerContract:
         """What is known of each text besides the text itself."""
         return {
             "prompts": ["Describe:", "Say:", "How was it?", "And the soup?", "p", "Go on:"],
-            "references": [
-                ["A cat sat on a mat.", "The cat is there."],
-                ["b"],
-                ["good"],
-                ["Bad soup!"],
-                ["日本"],
-                ["x y"],
-            ],
+            "references": [["A cat sat on a mat.", "The cat is there."], *([text] for text in SINGLE_REFERENCES)],
             "completion_ids": [[*text.encode(), 2] for text in self.texts],
             "finish_reasons": ["eos", "eos", "length", "stop", "length", "eos"],
         }

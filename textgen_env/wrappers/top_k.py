@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from textgen_env.action_masks import check_slots
 from textgen_env.engine import Engine
 from textgen_env.lm.sampling import warp_logits
+from textgen_env.vector_env import NOOP
 
 
 class TopKActions(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -102,10 +103,10 @@ class VectorTopKActions(VectorWrapper):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Append the token of a rank to every slot that plays; other slots get the action as it is."""
+        """Append the token of a rank to every slot that plays; other slots, and `NOOP`, get the action as it is."""
         engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
         tokens = np.array(actions, dtype=np.int64)
-        rows = np.flatnonzero(engine.playing)
+        rows = np.flatnonzero(engine.playing & (tokens != NOOP))
         log_probs = np.zeros(0)
         if len(rows):
             tokens[rows], log_probs = rank(engine, rows, self.k).take(tokens[rows])
