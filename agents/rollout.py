@@ -20,7 +20,8 @@ from torch import Tensor
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.log_probs import unpack
 from textgen_env.lm.sampling import sample, warp_logits
-from textgen_env.vector_env import REST
+from textgen_env.vector_env import NOOP
+from textgen_env.wrappers.attributes import env_attribute, may_mask
 
 from .action_masks import ActionMasks, MaskTable
 
@@ -156,10 +157,11 @@ def collect(
     prompts: Sequence[str | Mapping[str, Any] | int] | None = None,
     with_states: bool = False,
 ) -> Rollout:
-    """Play exactly ``episodes`` whole trajectories: a slot that has ended takes the next one, the last ones rest.
+    """Play exactly ``episodes`` whole trajectories: a slot that has ended takes the next one, while there are any.
 
     Args:
-        venv: made with ``autoreset_mode=AutoresetMode.DISABLED``.
+        venv: made with ``autoreset_mode=AutoresetMode.DISABLED``; with any wrappers that leave tokens as observations
+            and actions. One may mask further tokens (``action_masks(slots)``) or cut episodes.
         language_model: the policy; its cache sees one new token per slot and step.
         episodes: B, at least the number of slots.
         generator: source of the samples.
@@ -172,25 +174,24 @@ def collect(
         The trajectories in the order in which they were started.
 
     Raises:
-        ValueError: fewer episodes than slots, or the environment resets by itself.
+        ValueError: fewer episodes than slots; the environment resets by itself, or does not speak of tokens.
     """
     slots = venv.num_envs
-    _check(venv, episodes, prompts)
-    env: Any = venv.unwrapped
+    _check(venv, language_model, episodes, prompts)
     cache = language_model.prefix_cache(slots)
     recorder = _Recorder(episodes, language_model.vocab_size)
-    episode = np.arange(slots)  # which trajectory each slot plays; ≥ episodes: it rests
+    episode = np.arange(slots)  # which trajectory each slot plays; ≥ episodes: none any more
     started = slots
     observation, _ = venv.reset(options=_options(np.ones(slots, dtype=bool), episode, prompts))
     while (active := np.flatnonzero(episode < episodes)).size:
-        allowed = _action_masks(env, active)
+        allowed = _action_masks(venv, active)
         lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)[active]
         ids = observation["input_ids"][active, : lengths.max()]
         logits, states = cache.next_logits_and_hidden(ids, lengths, rows=active)
         mask = None if allowed is None else torch.from_numpy(allowed)
         logits = warp_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, mask=mask)
         tokens, log_probs = _greedy(logits) if greedy else sample(logits, generator)
-        actions = np.full(slots, REST, dtype=np.int64)
+        actions = np.full(slots, NOOP, dtype=np.int64)
         actions[active] = tokens.cpu().numpy()
         observation, rewards, terminated, truncated, info = venv.step(actions)
         recorder.episodes.append(episode[active])
@@ -202,8 +203,7 @@ def collect(
         ended = active[(terminated | truncated)[active]]
         for slot in ended:
             recorder.end(episode[slot], slot, observation, terminated, truncated, info)
-        if (running := ended[env.engine.playing[ended]]).size:  # cut from outside
-            env.abandon(running)
+        env_attribute(venv, "abandon")(ended)  # those that were cut from outside
         episode[ended] = started + np.arange(len(ended))
         started += len(ended)
         refill = np.isin(np.arange(slots), ended) & (episode < episodes)
@@ -212,7 +212,15 @@ def collect(
     return recorder.rollout()
 
 
-def _check(venv: gym.vector.VectorEnv, episodes: int, prompts: Sequence[Any] | None) -> None:
+def _check(venv: Any, language_model: LanguageModel, episodes: int, prompts: Sequence[Any] | None) -> None:
+    if "input_ids" not in getattr(venv.single_observation_space, "spaces", ()):
+        raise ValueError(f"venv={venv} observes {venv.single_observation_space}; a language model reads tokens")
+    tokens = language_model.vocab_size
+    if getattr(venv.single_action_space, "n", None) != tokens:
+        raise ValueError(
+            f"venv={venv} has actions {venv.single_action_space}; a language model chooses one of its {tokens} tokens. "
+            "Its choice is narrowed by masks (reference_top_p, forbidden_tokens), not by other actions (TopKActions)"
+        )
     mode = venv.metadata.get("autoreset_mode")
     if mode is not gym.vector.AutoresetMode.DISABLED:
         raise ValueError(f"venv has autoreset_mode={mode}; make it with autoreset_mode=AutoresetMode.DISABLED")
@@ -229,11 +237,11 @@ def _options(refill: NDArray[np.bool_], episode: NDArray[np.int64], prompts: Seq
     return options
 
 
-def _action_masks(env: Any, active: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+def _action_masks(venv: gym.vector.VectorEnv, active: NDArray[np.int64]) -> NDArray[np.bool_] | None:
     """(n_active, V) allowed tokens, or None where everything is."""
-    if not env.engine.restricted:
+    if not may_mask(venv):
         return None
-    masks: NDArray[np.bool_] = env.engine.action_masks(active)
+    masks: NDArray[np.bool_] = env_attribute(venv, "action_masks")(active)
     return None if masks.all() else masks
 
 

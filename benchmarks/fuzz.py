@@ -24,8 +24,8 @@ import torch
 import tyro
 from gymnasium.vector import AutoresetMode
 
-import textgen_env  # noqa: F401  (registers the environments)
 from benchmarks.report import keep
+from textgen_env import NOOP  # which registers the environments, too
 
 PROMPTS = [
     *("The food", "I", " x", "naïve café 🙂", "लड़की खेल", "한국어", "a\nb\tc", "z" * 300),
@@ -173,12 +173,12 @@ class Play:
         return mask
 
     def actions(self) -> np.ndarray:
-        """A legal token for each running slot, EOS more often than by chance; the mask is compared on the way."""
+        """A legal token for each running slot, EOS more often than by chance, or `NOOP`; compares masks."""
         actions = np.zeros(self.n, dtype=np.int64)
         masks = self.inner.action_masks() if self.rng.random() < 0.05 else None
         for row, slot in enumerate(self.slots):
-            if slot is None:
-                actions[row] = -1 if self.disabled else 0
+            if slot is None or self.rng.random() < 0.02:
+                actions[row] = NOOP if slot or self.disabled else 0
                 continue
             legal = self.allowed(slot)
             if masks is not None:
@@ -233,11 +233,16 @@ class Play:
                 if not self.disabled:
                     self.begin(row, observation, infos["prompt"][row])
                 continue
+            if actions[row] == NOOP:
+                self.observe(row, observation)
+                told = "_reward_parts" in infos and infos["_reward_parts"][row]
+                self.check(not (rewards[row] or terminated[row] or truncated[row] or told), f"slot {row} did not wait")
+                continue
             self.settle(row, slot, int(actions[row]), observation, rewards, (terminated, truncated), infos)
         waiting = np.array([slot is None for slot in self.slots])
         if self.disabled and waiting.any() and (waiting.all() or self.rng.random() < 0.3):
             self.reset(waiting)
-        return sum(slot is not None for slot in before)
+        return sum(slot is not None and action != NOOP for slot, action in zip(before, actions.tolist(), strict=True))
 
     def settle(self, row: int, slot: Slot, action: int, observation: Any, rewards: Any, flags: Any, infos: Any) -> None:
         """What one slot's token should have brought."""

@@ -12,6 +12,8 @@ import warnings
 import pytest
 from tiny_models import save_model
 
+pytest.register_assert_rewrite("textgen_env.testing")
+
 
 @pytest.fixture(scope="session")
 def byte_model(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -215,7 +215,7 @@ ACTIONS = [
     (1j, TypeError),
     ({}, TypeError),
     (np.float64(3), TypeError),
-    (-1, ValueError),
+    (-2, ValueError),
     (259, ValueError),
     (2**40, ValueError),
     (2**64 - 1, ValueError),

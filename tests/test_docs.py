@@ -43,6 +43,7 @@ RETIRED = {
     r"\bpacks?\b": "micro-batches",
     r"\bsimilar_lengths\b": "bucket_by_length",
     r"\b(to|on)_grid\b": "unpack, join",
+    r"(?<!as )\bREST\b(?! = NOOP| as REST|\")": "NOOP",
     r"\b(number|value|file|row|call|line|record|entry|pass) an? (text|token|slot|library|seed|line|update)\b": "per",
 }
 

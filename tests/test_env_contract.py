@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_contract import EnvContract, ScorerContract
 
 from textgen_env import TextGenEnv
+from textgen_env.testing import EnvContract, ScorerContract
 
 
 class Broken(TextGenEnv):
@@ -129,3 +133,52 @@ def test_broken_scorer(promise: str, make_scorer: Any) -> None:
     contract = type("Contract", (ScorerContract,), {"make_scorer": lambda _: make_scorer()})()
     with pytest.raises((AssertionError, RuntimeError)):
         getattr(contract, promise)()
+
+
+ELSEWHERE = """
+import pytest
+
+pytest.register_assert_rewrite("textgen_env.testing")
+
+import gymnasium as gym
+
+import textgen_env
+from textgen_env.testing import EnvContract, ScorerContract, VectorEnvContract
+
+def brief(completions, **columns):
+    return [1 / (1 + len(text)) for text in completions]
+
+ARGUMENTS = dict(model={model!r}, prompts=["one", "two"], scorer=brief, max_new_tokens=3)
+
+class TestEnv(EnvContract):
+    def make_env(self):
+        return gym.make("textgen/TextGen-v0", **ARGUMENTS)
+
+class TestVectorEnv(VectorEnvContract):
+    def make_vector_env(self):
+        return gym.make_vec("textgen/TextGen-v0", num_envs=2, **ARGUMENTS)
+
+class TestGood(ScorerContract):
+    def make_scorer(self):
+        return brief
+
+class TestBad(ScorerContract):
+    def make_scorer(self):
+        return lambda completions, **_: [float(place) for place, _ in enumerate(completions)]
+"""
+
+
+def test_suites_are_there_for_anybody(byte_model: str, tmp_path: Path) -> None:
+    """In a folder that knows nothing of this one; what fails are the promises that a scorer by place breaks."""
+    (tmp_path / "test_mine.py").write_text(ELSEWHERE.replace("{model!r}", repr(byte_model)))
+    path = str(Path(__file__).parents[1])
+    command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", "test_mine.py"]
+    run = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    failed = {line.split("::")[-1].split(" ")[0] for line in run.stdout.splitlines() if line.startswith("FAILED")}
+    assert failed == {"test_batch_is_one_by_one", "test_order_of_the_batch_does_not_matter"}, run.stdout
+    assert all("::TestBad::" in line for line in run.stdout.splitlines() if line.startswith("FAILED"))
+    suites = {"EnvContract": 7, "VectorEnvContract": 7, "ScorerContract": 8}
+    assert f"2 failed, {sum(suites.values()) + 6} passed" in run.stdout, run.stdout
+    assert "assert [0.0, 1.0, 2.0, 3.0, 4.0, 5.0] == approx(" in run.stdout, "the values that differ are shown"

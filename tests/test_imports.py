@@ -22,7 +22,7 @@ ORDER = [
     ["base_env"],
     ["env", "vector_env"],
     ["wrappers"],
-    ["integrations"],
+    ["integrations", "testing"],
     ["agents"],
 ]
 # The same within lm/.

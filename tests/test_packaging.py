@@ -41,7 +41,7 @@ def test_wheel_holds_modules_and_assets(wheel: Path) -> None:
 def test_installed_package_works_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
-        "import gymnasium as gym, textgen_env, textgen_env.agents.losses as losses;"
+        "import gymnasium as gym, textgen_env, textgen_env.agents.losses as losses, textgen_env.testing;"
         "env = gym.make('textgen/Sentiment-v0'); env.reset(seed=0); print(textgen_env.__file__, losses.__file__)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}

@@ -7,11 +7,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_contract import EnvContract, VectorEnvContract
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 import textgen_env
 from textgen_env import assets
+from textgen_env.testing import EnvContract, VectorEnvContract
 
 OWN: dict[str, Any] = {
     "prompts": ["Once upon a time", {"prompt": "The soup was", "references": ["hot"]}],

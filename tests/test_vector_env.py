@@ -1,4 +1,4 @@
-"""The vector environment: the same as `SyncVectorEnv` of the single one, refilling, resting, and saved state."""
+"""The vector environment: the same as `SyncVectorEnv` of the single one, refilling, waiting, and saved state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compare import assert_same
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from textgen_env import REST, TextGenVectorEnv
+from textgen_env import NOOP, TextGenVectorEnv
 from textgen_env.scorers import ScorerError
 
 EOS = 2
@@ -136,22 +136,23 @@ def test_reset_mask_is_read_not_popped_and_leaves_the_others_alone(arguments: di
             envs.reset(options={"reset_mask": bad})
 
 
-def test_a_slot_that_has_ended_may_rest(arguments: dict[str, Any]) -> None:
+def test_a_slot_that_has_ended_is_left_alone(arguments: dict[str, Any]) -> None:
     envs = TextGenVectorEnv(2, autoreset_mode="Disabled", **arguments)
     envs.reset(seed=0)
     obs, _, terminated, _, _ = envs.step(np.array([EOS, 50]))
     assert terminated.tolist() == [True, False]
-    later, rewards, terminated, _, infos = envs.step(np.array([REST, 51]))
+    later, rewards, terminated, _, infos = envs.step(np.array([NOOP, 51]))
     assert terminated.tolist() == [True, False]
     assert rewards[0] == 0
     np.testing.assert_array_equal(later["input_ids"][0], obs["input_ids"][0])
     assert infos["_reward_parts"].tolist() == [False, True]
     with pytest.raises(ResetNeeded, match="slot 0"):
         envs.step(np.array([50, 50]))
-    with pytest.raises(ValueError, match="action -1"):
-        envs.step(np.array([REST, REST]))
-    envs.step(np.array([REST, EOS]))
-    *_, infos = envs.step(np.array([REST, REST]))
+    with pytest.raises(ValueError, match="action -2"):
+        envs.step(np.array([NOOP, -2]))
+    envs.step(np.array([NOOP, EOS]))
+    _, rewards, terminated, truncated, infos = envs.step(np.array([NOOP, NOOP]))
+    assert (rewards.tolist(), terminated.tolist(), truncated.tolist()) == ([0, 0], [True, True], [False, False])
     assert infos == {}
 
 
@@ -191,8 +192,8 @@ def test_saved_in_the_middle_goes_on_alike(arguments: dict[str, Any], mode: Auto
     else:
         other = TextGenVectorEnv(SLOTS, autoreset_mode=mode, **arguments)
         other.load_state_dict(json.loads(json.dumps(envs.state_dict())))
-    first = REST if mode is AutoresetMode.DISABLED else 70
-    for actions in ([first, 51, EOS], [first, EOS, REST if mode is AutoresetMode.DISABLED else 80]):
+    first = NOOP if mode is AutoresetMode.DISABLED else 70
+    for actions in ([first, 51, EOS], [first, EOS, NOOP if mode is AutoresetMode.DISABLED else 80]):
         assert_same(envs.step(np.array(actions)), other.step(np.array(actions)))
     assert_same(envs.reset(), other.reset())
 

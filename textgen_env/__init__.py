@@ -16,6 +16,7 @@ from textgen_env.tasks import TASKS, register_tasks
 if TYPE_CHECKING:
     from textgen_env.env import TextGenEnv as TextGenEnv
     from textgen_env.lm.language_model import LanguageModel as LanguageModel
+    from textgen_env.vector_env import NOOP as NOOP
     from textgen_env.vector_env import REST as REST
     from textgen_env.vector_env import TextGenVectorEnv as TextGenVectorEnv
 
@@ -26,11 +27,12 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 _LAZY = {
     "LanguageModel": "textgen_env.lm.language_model",
+    "NOOP": "textgen_env.vector_env",
     "REST": "textgen_env.vector_env",
     "TextGenEnv": "textgen_env.env",
     "TextGenVectorEnv": "textgen_env.vector_env",
 }
-__all__ = ["REST", "TASKS", "LanguageModel", "TextGenEnv", "TextGenVectorEnv", "register_tasks"]
+__all__ = ["NOOP", "REST", "TASKS", "LanguageModel", "TextGenEnv", "TextGenVectorEnv", "register_tasks"]
 
 
 def __getattr__(name: str) -> Any:

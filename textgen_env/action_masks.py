@@ -79,6 +79,23 @@ class ActionRules:
         return array
 
 
+def check_slots(slots: Sequence[int] | NDArray[np.int64] | None, count: int) -> NDArray[np.int64]:
+    """The slots that a caller names, int64 (m,); None names all.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: out of range, twice the same, or no list of numbers.
+    """
+    if slots is None:
+        return np.arange(count)
+    array = np.asarray(slots)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"slots={shown(slots)} must be integers, not {array.dtype}")
+    if array.ndim != 1 or len(np.unique(array)) != len(array) or ((array < 0) | (array >= count)).any():
+        raise ValueError(f"slots={shown(slots)} must be different numbers from 0 to {count - 1}, in a list")
+    return array.astype(np.int64)
+
+
 def _token_id(model: LanguageModel, token: int | str) -> int:
     """The id of a forbidden token."""
     if isinstance(token, bool) or not (isinstance(token, str) or hasattr(token, "__index__")):

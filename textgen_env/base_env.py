@@ -104,6 +104,11 @@ class TextGenBase:
         return self.engine.config.temperature
 
     @property
+    def restricts_actions(self) -> bool:
+        """Whether `action_masks` can forbid anything; if not, there is no need to ask for masks."""
+        return self.engine.restricted
+
+    @property
     def max_prompt_tokens(self) -> int:
         """Longer prompts are cut on the left."""
         return self.engine.config.max_prompt_tokens

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from textgen_env.action_masks import check_slots
 from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, check_seed, prompt_choice
 from textgen_env.config import spelled_out
 from textgen_env.lm.language_model import LanguageModel
@@ -140,9 +141,17 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
             self._step_info(result, 0),
         )
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """bool (n,), True where an action is allowed in the present state."""
-        return self.engine.action_masks(SLOT)[0]
+    def action_masks(self, slots: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """bool (n,), True where an action is allowed in the present state.
+
+        Args:
+            slots: for callers that also know the vector environment; with [0], the only slot, the result is (1, n).
+
+        Raises:
+            TypeError, ValueError: another slot.
+        """
+        masks = self.engine.action_masks(check_slots(slots, 1))
+        return masks[0] if slots is None else masks
 
     def bind_policy(self, policy: Callable[[Observation], Any] | LanguageModel | None) -> None:
         """Let the reward pay the exact KL of the agent's policy.

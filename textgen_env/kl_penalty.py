@@ -227,7 +227,7 @@ class KLPenalty:
 
 def cached_logits(cache: PrefixCache, prefixes: Prefixes, rows: NDArray[np.int64]) -> torch.Tensor:
     """Raw next-token logits at the given rows, (m, V): the `Policy` of a language model's cache."""
-    if not len(rows):  # every slot restarts in this step
+    if not len(rows):  # no slot is stepped
         return torch.zeros(0, cache.vocab_size or 0)
     return cache.next_logits(prefixes.input_ids[rows], prefixes.lengths[rows], rows)
 
@@ -264,6 +264,8 @@ def policy_from_function(function: Callable[[dict[str, Any]], Any], vocab_size: 
     """
 
     def policy(prefixes: Prefixes, rows: NDArray[np.int64]) -> torch.Tensor:
+        if not len(rows):  # no slot is stepped
+            return torch.zeros(0, vocab_size)
         if batched:
             answers = [_as_logits(function(prefixes.observation(rows)))]
         else:

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from textgen_env.action_masks import check_slots
 from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, check_seed, prompt_choice
 from textgen_env.config import spelled_out
 from textgen_env.engine import Rows
@@ -20,7 +21,10 @@ from textgen_env.messages import is_conversation
 from textgen_env.notices import shown, warn_user
 
 Observations = dict[str, NDArray[Any]]
-REST = -1  # the action of a slot that has ended and is to be left alone (autoreset_mode DISABLED)
+NOOP = -1
+"""The action of a slot that is not stepped. It is not in the action space."""
+REST = NOOP
+"""The old name of `NOOP`, for one release."""
 
 
 class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
@@ -30,9 +34,13 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
     default is SAME_STEP, in which a slot that ends starts its next prompt at once, while the others go on: the old
     observation and info are in `infos["final_obs"]` and `infos["final_info"]`.
 
-    With DISABLED a slot that has ended waits for `reset(options={"reset_mask": bool (n,)})`. Until then it rests when
-    its action is `REST` (−1): reward 0, flags and observation unchanged, no info; any other action is an error. In this
-    way a caller can collect exactly the episodes it wants.
+    A slot whose action is `NOOP` (−1) is not stepped: its episode, observation and flags stay as they are, its reward
+    is 0, and `infos` has no entry for it. A running slot can so wait for the others or for something outside, in any
+    autoreset mode.
+
+    With DISABLED a slot that has ended waits for `reset(options={"reset_mask": bool (n,)})`; until then any action but
+    `NOOP` is an error. In this way a caller can collect exactly the episodes it wants. With NEXT_STEP a slot that has
+    ended starts its next prompt in the next step, whatever its action.
 
     Args:
         num_envs: n.
@@ -136,10 +144,10 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
     def step(
         self, actions: NDArray[np.int64]
     ) -> tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Append a token to every slot that plays.
+        """Append a token to every slot that plays and whose action is not `NOOP`.
 
         Args:
-            actions: integers (n,). Ignored for slots that reset in this step (NEXT_STEP).
+            actions: integers (n,), tokens or `NOOP`. Ignored for slots that reset in this step (NEXT_STEP).
 
         Raises:
             gymnasium.error.ResetNeeded: a slot has no episode running.
@@ -152,8 +160,7 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
             raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}")
         ended = self._terminated | self._truncated
         restarting = ended if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
-        resting = ended & (actions == REST) if self.autoreset_mode is AutoresetMode.DISABLED else np.zeros_like(ended)
-        rows = np.flatnonzero(~restarting & ~resting)
+        rows = np.flatnonzero(~restarting & (actions != NOOP))
         result = self.engine.step(actions[rows], rows)
         rewards = np.zeros(self.num_envs)
         rewards[rows] = result.rewards
@@ -203,24 +210,33 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
     def abandon(self, slots: NDArray[np.int64]) -> None:
         """End the running episodes of some slots without a score; they wait for their reset (autoreset_mode DISABLED).
 
-        What a wrapper that truncates leaves behind: to the environment such an episode is still running.
+        What a wrapper that truncates leaves behind: to the environment such an episode is still running. Slots whose
+        episode has ended stay as they are.
         """
-        self.engine.playing[slots] = False
-        self._truncated[slots] = True
+        running = slots[self.engine.playing[slots]]
+        self.engine.playing[running] = False
+        self._truncated[running] = True
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """bool (n, V), True where an action is allowed in each slot's present state."""
-        return self.engine.action_masks(np.arange(self.num_envs))
+    def action_masks(self, slots: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """bool (n, V), True where an action is allowed in each slot's present state.
+
+        Args:
+            slots: m different slots, whose masks (m, V) are wanted, in this order; None: all.
+
+        Raises:
+            TypeError, ValueError: slots that there are not.
+        """
+        return self.engine.action_masks(check_slots(slots, self.num_envs))
 
     def bind_policy(self, policy: Callable[[Observations], Any] | LanguageModel | None) -> None:
         """Let the reward pay the exact KL of the agent's policy.
 
         Args:
             policy: `fn(observations) -> logits` (m, V) for a batch of m observations (those of the slots that are
-                stepped: all n, unless some rest or restart), before temperature and masks; a `LanguageModel` or its
-                prefix cache; None unbinds.
+                stepped: all n, unless some restart or get `NOOP`), before temperature and masks; a `LanguageModel` or
+                its prefix cache; None unbinds.
         """
         self.engine.bind_policy(policy, batched=True)
 

@@ -52,6 +52,25 @@ def test_the_first_ratio_is_exactly_one(make_venv: MakeVenv, word_model: Path, s
     assert ppo.update(batch)["first_ratio_error"] == 0
 
 
+def test_it_trains_under_a_wrapper_that_masks(make_venv: MakeVenv, word_model: Path):
+    """Where a wrapper forbids "a", which alone pays, none is drawn; ratios stay 1, and the KL is that of masks."""
+
+    class Without(gym.vector.VectorWrapper):
+        def action_masks(self, slots: Any = None) -> Any:
+            masks = self.env.action_masks(slots)  # type: ignore[attr-defined]
+            masks[:, 3] = False
+            return masks
+
+    ppo = make_ppo(Without(make_venv()), word_model, kl_coef=0.1)
+    rollout = ppo.collect()
+    assert not (rollout.input_ids[rollout.response_mask.bool()] == 3).any()
+    batch = ppo.advantages(rollout)
+    for rows in batch.packs:
+        assert ppo.loss(batch, rows)[1]["ratio_error"] == 0
+    assert batch.metrics["kl_per_token"] == pytest.approx(0, abs=1e-6)  # the policy is still the reference
+    assert ppo.update(batch)["first_ratio_error"] == 0
+
+
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole_minibatch(make_venv: MakeVenv, word_model: Path):
     """The mean is over tokens, not over micro-batches: rows of different lengths weigh by their tokens."""
     gradients = []

@@ -12,6 +12,7 @@ import torch
 
 from textgen_env.agents.rollout import collect
 from textgen_env.lm.language_model import LanguageModel
+from textgen_env.wrappers import VectorLMFeatures, VectorScoredCutsEnd, VectorTopKActions, env_attribute
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]
 
@@ -112,6 +113,53 @@ def test_masks_are_those_of_the_environment_at_each_token(make_venv: MakeVenv, w
     assert (len(kinds) > 10) == ("another" in restriction)
     assert rollout.action_masks is not None
     assert len(rollout.action_masks.distinct) <= len(kinds) + 1
+
+
+class Narrowed(gym.vector.VectorWrapper):
+    """Anybody's wrapper that forbids one more token where the prompt's last token is even."""
+
+    def reset(self, **options: Any) -> Any:
+        self.observation, infos = self.env.reset(**options)
+        return self.observation, infos
+
+    def step(self, actions: Any) -> Any:
+        self.observation, *rest = self.env.step(actions)
+        return self.observation, *rest
+
+    def action_masks(self, slots: Any = None) -> Any:
+        masks = env_attribute(self.env, "action_masks")(slots)
+        lengths = (self.observation["attention_mask"] - self.observation["response_mask"]).sum(axis=1)
+        last = self.observation["input_ids"][range(self.num_envs), lengths - 1]
+        masks[(last if slots is None else last[slots]) % 2 == 0, 3] = False
+        return masks
+
+
+@pytest.mark.parametrize("options", [{}, {"min_new_tokens": 2}], ids=["free inside", "masked inside"])
+def test_masks_are_those_of_the_outermost_wrapper(make_venv: MakeVenv, word_model: Path, options: dict[str, Any]):
+    """Never drawn, left out of the distribution, and told to whoever scores the rollout again."""
+    rollout = play(VectorScoredCutsEnd(Narrowed(make_venv(**options))), word_model, 40, temperature=5.0)
+    model = LanguageModel(word_model).model
+    narrowed = 0
+    for row, length in enumerate((rollout.attention_mask - rollout.response_mask).sum(dim=1).tolist()):
+        even = rollout.input_ids[row, length - 1].item() % 2 == 0
+        narrowed += even
+        masks = rollout.masks(torch.tensor([row]))
+        assert masks is not None
+        for t in range(int(rollout.lengths[row])):
+            allowed = torch.tensor([not ((even and k == 3) or (options and t < 2 and k == 0)) for k in range(16)])
+            assert masks[t].tolist() == allowed.tolist()
+            with torch.no_grad():
+                logits = model(rollout.input_ids[row : row + 1, : length + t]).logits[0, -1] / 5.0
+            expected = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)[rollout.input_ids[row, length + t]]
+            assert rollout.sampled_log_probs[row, length + t].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert 0 < narrowed < 40
+
+
+def test_wrappers_of_other_spaces_are_refused(make_venv: MakeVenv, word_model: Path):
+    with pytest.raises(ValueError, match=r"actions Discrete\(4\); a language model chooses one of its 16 tokens"):
+        play(VectorTopKActions(make_venv(), 4), word_model)
+    with pytest.raises(ValueError, match=r"observes Box.*; a language model reads tokens"):
+        play(VectorLMFeatures(make_venv()), word_model)
 
 
 def test_masks_of_a_free_environment_are_none(make_venv: MakeVenv, word_model: Path):

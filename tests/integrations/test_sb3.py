@@ -111,6 +111,7 @@ def test_seeds_options_and_attributes(arguments: dict[str, Any]) -> None:
     assert masks.shape == (3, VOCAB)
     assert not masks[:, EOS].any()
     assert masks.sum() == 3 * (VOCAB - 1)
+    np.testing.assert_array_equal(venv.action_masks([2, 0]), masks[[2, 0]])
     assert venv.env_is_wrapped(Monitor) == [True] * 3
     assert venv.env_is_wrapped(gym.wrappers.TimeLimit) == [False] * 3
     venv.close()

@@ -54,8 +54,30 @@ def test_slots_are_stepped_and_reset_by_number(task: dict[str, Any]) -> None:
     assert [observation["response_mask"].sum() for observation in observations] == [1, 2]
     assert rewards.tolist() == [0.0, 1.0]
     assert [info["score"] for info in infos] == [0.0, 1.0]
-    with pytest.raises(RuntimeError, match=r"slots \[2\] were left alone"):
-        env.step(np.array([100]), id=[2])
+    observations, rewards, terminated, _, infos = env.step(np.array([EOS]), id=[2])  # it was left out of one step
+    assert observations[0]["response_mask"].sum() == 2
+    assert rewards.tolist() == [infos[0]["score"]] == [1.0]
+    assert terminated.tolist() == [True]
+    env.reset([1])
+    observations, *_ = env.step(np.array([101]), id=[1])
+    assert [slot.sum() for slot in env.core.engine.prefixes.response_mask] == [1, 1, 2]
+
+
+def test_what_slots_left_alone_wrote_never_reaches_the_scorer(task: dict[str, Any]) -> None:
+    """Seven episodes on three slots: the scorer sees seven texts, and the buffer has those scores."""
+    seen: list[str] = []
+
+    def scorer(completions: list[str], **_: Any) -> list[float]:
+        seen.extend(completions)
+        return [float(len(text)) for text in completions]
+
+    env = TianshouVectorEnv(VectorLMFeatures(batched({**task, "scorer": scorer})))
+    collector = Collector(uniform(env), env, VectorReplayBuffer(120, 3))
+    collector.reset()
+    collector.collect(n_episode=7)
+    data = collector.buffer.sample(0)[0]
+    assert len(seen) == data.done.sum() == 7
+    assert sorted(data.rew[data.done].tolist()) == sorted(float(len(text)) for text in seen)
 
 
 @pytest.mark.parametrize("amount", [{"n_step": 60}, {"n_episode": 7}])

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from env_contract import ScorerContract
 
 from textgen_env import assets
 from textgen_env.scorers import get_scorer
 from textgen_env.scorers.registry import scorer_names
+from textgen_env.testing import ScorerContract
 
 RULE = {"name": "length", "target": 4}
 

@@ -10,7 +10,7 @@ import pytest
 from gymnasium.wrappers import TimeLimit
 
 from textgen_env import TextGenEnv, TextGenVectorEnv
-from textgen_env.vector_env import REST
+from textgen_env.vector_env import NOOP
 from textgen_env.wrappers import LMFeatures, ScoredCutsEnd, TopKActions, VectorLMFeatures, VectorScoredCutsEnd
 
 EOS = 2
@@ -56,7 +56,7 @@ def test_slots_end_by_themselves_in_every_mode(arguments: dict[str, Any], mode: 
     ends = []
     for actions in ([40, EOS], [41, 41], [42, 42], [43, 43]):
         if mode == "Disabled" and ends:
-            actions = [REST if ended else action for ended, action in zip(ends[-1], actions, strict=True)]
+            actions = [NOOP if ended else action for ended, action in zip(ends[-1], actions, strict=True)]
         _, _, terminated, truncated, _ = env.step(np.array(actions))
         assert not truncated.any()
         ends.append(terminated.tolist())

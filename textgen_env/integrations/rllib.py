@@ -22,6 +22,7 @@ from textgen_env.kl import estimate_kl
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.tasks import register_tasks
 from textgen_env.wrappers import VectorLMFeatures, VectorScoredCutsEnd, VectorTopKActions
+from textgen_env.wrappers.attributes import PassesMasks
 
 try:
     from ray.rllib.connectors.connector_v2 import ConnectorV2
@@ -63,7 +64,7 @@ def make_env(config: Mapping[str, Any]) -> VectorEnv:
 register_env("textgen", make_env)
 
 
-class MaskedObservations(VectorWrapper):
+class MaskedObservations(PassesMasks, VectorWrapper):
     """Observations with their action masks, in the form of RLlib's `ActionMaskingTorchRLModule`.
 
     A dictionary of "observations" and "action_mask" (float32, 1 where an action is allowed).
@@ -90,10 +91,7 @@ class MaskedObservations(VectorWrapper):
         return self._with_masks(observations), *rest  # type: ignore[return-value]
 
     def _with_masks(self, observations: Any) -> dict[str, Any]:
-        env: Any = self.env
-        while not hasattr(env, "action_masks"):
-            env = env.env
-        return {"observations": observations, "action_mask": env.action_masks().astype(np.float32)}
+        return {"observations": observations, "action_mask": self.action_masks().astype(np.float32)}
 
 
 class LMHeadModule(TorchRLModule, ValueFunctionAPI):

@@ -13,6 +13,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from textgen_env.wrappers.attributes import env_attribute, holder, layers
+
 UNMASKED = (
     "{}, but forbidden_tokens, min_new_tokens or reference_top_p mask tokens here, and a masked token is an error: use "
     "MaskablePPO of sb3-contrib, TopKActions, or leave these arguments out"
@@ -101,6 +103,11 @@ class SB3VecEnv(VecEnv):
             "episode": episode,
         }
 
+    def action_masks(self, slots: Sequence[int] | None = None) -> NDArray[np.bool_]:
+        """bool (n, actions), True where an action is allowed; of some slots if given."""
+        self._masks_known = True
+        return env_attribute(self.venv, "action_masks")(slots)
+
     def close(self) -> None:
         """Release the environment; may be called twice."""
         self.venv.close()
@@ -114,7 +121,7 @@ class SB3VecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute of the outermost wrapper that has it, once for each index."""
-        return [getattr(self._holder(attr_name), attr_name)] * len(self._rows(indices))
+        return [env_attribute(self.venv, attr_name)] * len(self._rows(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute where it is, or else on the environment itself.
@@ -125,37 +132,24 @@ class SB3VecEnv(VecEnv):
         if len(set(self._rows(indices))) != self.num_envs:
             raise ValueError(f"indices={indices}: the slots share one environment; set {attr_name} for all of them")
         try:
-            setattr(self._holder(attr_name), attr_name, value)
+            setattr(holder(self.venv, attr_name), attr_name, value)
         except AttributeError:
             setattr(self.venv.unwrapped, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """Call a method of the batched environment once; a result with one entry per slot is handed out by slot."""
         self._masks_known |= method_name == "action_masks"
-        result = getattr(self._holder(method_name), method_name)(*args, **kwargs)
+        result = env_attribute(self.venv, method_name)(*args, **kwargs)
         by_slot = isinstance(result, (np.ndarray, list, tuple)) and len(result) == self.num_envs
         return [result[row] if by_slot else result for row in self._rows(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether a wrapper is there; `Monitor` is, in effect."""
-        wrapped = wrapper_class is Monitor or any(isinstance(env, wrapper_class) for env in self._chain())
+        wrapped = wrapper_class is Monitor or any(isinstance(env, wrapper_class) for env in layers(self.venv))
         return [wrapped] * len(self._rows(indices))
 
     def _rows(self, indices: VecEnvIndices) -> list[int]:
         return list(self._get_indices(indices))
-
-    def _chain(self) -> list[Any]:
-        """The environment and its wrappers, outermost first."""
-        chain: list[Any] = [self.venv]
-        while chain[-1] is not self.venv.unwrapped:
-            chain.append(chain[-1].env)
-        return chain
-
-    def _holder(self, name: str) -> Any:
-        for env in self._chain():
-            if hasattr(env, name):
-                return env
-        raise AttributeError(f"{self.venv} has no attribute {name!r}")
 
 
 def unbatch(infos: dict[str, Any], rows: int) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
 from textgen_env.kl import estimate_kl
-from textgen_env.vector_env import REST
-from textgen_env.wrappers import VectorScoredCutsEnd
+from textgen_env.vector_env import NOOP
+from textgen_env.wrappers import VectorScoredCutsEnd, env_attribute
 
 try:
     from tianshou.data.collector import StepHook
@@ -52,8 +52,6 @@ class TianshouVectorEnv(BaseVectorEnv):
         self.core, self.masks = core, masks
         core.delegate_kl(report_ref_logprob=core.kl_coef > 0)
         self.env_num, self.is_async, self.is_closed = env.num_envs, False, False
-        self._ended = np.ones(env.num_envs, dtype=np.bool_)
-        self._moved = np.zeros(env.num_envs, dtype=np.bool_)  # slots that went on while Tianshou left them alone
         self._seeds: Sequence[int | None] | None = None
 
     def get_env_attr(self, key: str, id: Any = None) -> list[Any]:
@@ -77,28 +75,14 @@ class TianshouVectorEnv(BaseVectorEnv):
         seed = kwargs.pop("seed", self._seeds)
         self._seeds = None
         observations, _ = self.env.reset(seed=seed, options={**kwargs.pop("options", {}), "reset_mask": mask})
-        self._ended[rows] = self._moved[rows] = False
         return self._observations(observations, rows), np.array([{"env_id": int(row)} for row in rows])
 
     def step(self, action: Any, id: Any = None) -> tuple[np.ndarray, ...]:
-        """Append a token in each of the given m slots.
-
-        Tianshou leaves slots alone at the end of a collection of n episodes, and resets them afterwards. The batched
-        environment has no such pause, so that they take an allowed token meanwhile.
-
-        Raises:
-            RuntimeError: a slot that was left alone is asked to go on.
-        """
+        """Append a token in each of the given m slots; the others wait as they are."""
         rows = self._rows(id)
-        if self._moved[rows].any():
-            raise RuntimeError(f"slots {rows[self._moved[rows]].tolist()} were left alone in a step: reset them first")
-        actions = np.full(self.env_num, REST)
-        self._moved |= ~self._ended & ~np.isin(np.arange(self.env_num), rows)
-        if (idle := np.flatnonzero(self._moved & ~self._ended)).size:
-            actions[idle] = self._action_masks()[idle].argmax(axis=1)
+        actions = np.full(self.env_num, NOOP)
         actions[rows] = np.asarray(action)
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        self._ended = terminated | truncated
         numbers = {key: infos.get(key, np.zeros(self.env_num)) for key in ("ref_logprob", "score")}
         info = [{"env_id": int(row), **{key: float(numbers[key][row]) for key in numbers}} for row in rows]
         return self._observations(observations, rows), rewards[rows], terminated[rows], truncated[rows], np.array(info)
@@ -119,14 +103,12 @@ class TianshouVectorEnv(BaseVectorEnv):
         """An array (m, …), or m dictionaries, which Tianshou turns into a `Batch`."""
         if not self.masks and not isinstance(observations, dict):
             return observations[rows]
-        whole = {"obs": observations, "mask": self._action_masks()} if self.masks else observations
+        whole = {"obs": observations, "mask": self.action_masks()} if self.masks else observations
         return np.array([{key: _row(value, row) for key, value in whole.items()} for row in rows])
 
-    def _action_masks(self) -> np.ndarray:
-        env: Any = self.env
-        while not hasattr(env, "action_masks"):
-            env = env.env
-        return env.action_masks()
+    def action_masks(self, slots: Sequence[int] | None = None) -> np.ndarray:
+        """bool (n, actions), True where an action is allowed; of some slots if given."""
+        return env_attribute(self.env, "action_masks")(slots)
 
 
 def _row(value: Any, row: int) -> Any:

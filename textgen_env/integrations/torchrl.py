@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from torch import nn
 
 from textgen_env.kl import estimate_kl
-from textgen_env.wrappers import ScoredCutsEnd, VectorScoredCutsEnd
+from textgen_env.wrappers import ScoredCutsEnd, VectorScoredCutsEnd, env_attribute
 
 try:
     from tensordict import TensorDictBase
@@ -103,10 +103,8 @@ class TokenMask(Transform):
     """Write the environment's `action_masks()` under "action_mask", where TorchRL's `ActionMask` looks for it."""
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
-        env = self.parent.base_env._env
-        while not hasattr(env, "action_masks"):  # wrappers that change nothing about actions
-            env = env.env
-        return next_tensordict.set("action_mask", torch.from_numpy(env.action_masks()))
+        masks = env_attribute(self.parent.base_env._env, "action_masks")()
+        return next_tensordict.set("action_mask", torch.from_numpy(masks))
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         return self._call(tensordict_reset)

@@ -1,5 +1,6 @@
 """Other observation and action spaces, for agents that know nothing of language; ends and infos for other libraries."""
 
+from textgen_env.wrappers.attributes import env_attribute
 from textgen_env.wrappers.features import LMFeatures, VectorLMFeatures
 from textgen_env.wrappers.scored_cuts import ScoredCutsEnd, VectorScoredCutsEnd
 from textgen_env.wrappers.top_k import TopKActions, VectorTopKActions
@@ -13,4 +14,5 @@ __all__ = [
     "VectorLMFeatures",
     "VectorScoredCutsEnd",
     "VectorTopKActions",
+    "env_attribute",
 ]

@@ -17,12 +17,13 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textgen_env.engine import Engine
+from textgen_env.wrappers.attributes import PassesMasks
 from textgen_env.wrappers.top_k import rank
 
 LEAST_LOG_PROB = -20.0  # networks take no −inf
 
 
-class LMFeatures(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
+class LMFeatures(PassesMasks, gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
     """Observe the last hidden state of the reference model, and how much of the budget is left.
 
     ## Observation Space
@@ -57,7 +58,7 @@ class LMFeatures(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
         return np.concatenate([features(self.env, batch, row), self.candidates(row)], axis=1)[0]
 
 
-class VectorLMFeatures(VectorWrapper):
+class VectorLMFeatures(PassesMasks, VectorWrapper):
     """`LMFeatures` of every slot, in any autoreset mode; `final_obs` is turned into features as well.
 
     Args:

@@ -14,8 +14,10 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
+from textgen_env.wrappers.attributes import PassesMasks
 
-class ScoredCutsEnd(gym.Wrapper, gym.utils.RecordConstructorArgs):
+
+class ScoredCutsEnd(PassesMasks, gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Report a cut whose score is paid as terminated, for `DummyVecEnv`, CleanRL's loops and their like.
 
     Args:
@@ -33,7 +35,7 @@ class ScoredCutsEnd(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return observation, reward, terminated or scored, truncated and not scored, info
 
 
-class VectorScoredCutsEnd(VectorWrapper):
+class VectorScoredCutsEnd(PassesMasks, VectorWrapper):
     """The same for the vector environment, in each of its autoreset modes.
 
     Args:

@@ -5,6 +5,7 @@ Observations are `features.py`'s affair; the two wrappers go together in either 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -15,8 +16,10 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from textgen_env.action_masks import check_slots
 from textgen_env.engine import Engine
 from textgen_env.lm.sampling import warp_logits
+from textgen_env.vector_env import NOOP
 
 
 class TopKActions(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -73,10 +76,10 @@ class TopKActions(gym.Wrapper, gym.utils.RecordConstructorArgs):
                 reward = sum(info["reward_parts"].values())
         return observation, float(reward), terminated, truncated, info
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """bool (k,): the ranks that exist here."""
-        engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
-        return rank(engine, np.zeros(1, dtype=np.int64), int(self.action_space.n)).masks[0]  # type: ignore[attr-defined]
+    def action_masks(self, slots: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """bool (k,): the ranks that exist here; with `slots`, as `VectorTopKActions` gives them."""
+        masks = rank_masks(self.env, int(self.action_space.n), slots)  # type: ignore[attr-defined]
+        return masks[0] if slots is None else masks
 
 
 class VectorTopKActions(VectorWrapper):
@@ -100,10 +103,10 @@ class VectorTopKActions(VectorWrapper):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Append the token of a rank to every slot that plays; other slots get the action as it is."""
+        """Append the token of a rank to every slot that plays; other slots, and `NOOP`, get the action as it is."""
         engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
         tokens = np.array(actions, dtype=np.int64)
-        rows = np.flatnonzero(engine.playing)
+        rows = np.flatnonzero(engine.playing & (tokens != NOOP))
         log_probs = np.zeros(0)
         if len(rows):
             tokens[rows], log_probs = rank(engine, rows, self.k).take(tokens[rows])
@@ -129,13 +132,13 @@ class VectorTopKActions(VectorWrapper):
             parts["kl"][row] += engine.kl.coef * shift
             rewards[row] = sum(float(part[row]) for name, part in parts.items() if not name.startswith("_"))
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """bool (n, k): the ranks that exist in each slot; all of them in a slot that does not play."""
-        engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
-        masks = np.ones((self.num_envs, self.k), dtype=np.bool_)
-        if len(rows := np.flatnonzero(engine.playing)):
-            masks[rows] = rank(engine, rows, self.k).masks
-        return masks
+    def action_masks(self, slots: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """bool (n, k): the ranks that exist in each slot; all of them in a slot that does not play.
+
+        Args:
+            slots: m different slots, whose masks (m, k) are wanted; None: all.
+        """
+        return rank_masks(self.env, self.k, slots)
 
 
 class Choices(NamedTuple):
@@ -186,6 +189,16 @@ def rank(engine: Engine, rows: NDArray[np.int64], k: int) -> Choices:
     logits = engine.kl.ref_logits(engine.prefixes, rows)
     top = warp_logits(logits, temperature=engine.config.temperature, mask=mask).topk(k, dim=-1)
     return Choices(top.indices.cpu().numpy(), top.values.double().log_softmax(dim=-1).cpu().numpy())
+
+
+def rank_masks(env: Any, k: int, slots: Sequence[int] | NDArray[np.int64] | None) -> NDArray[np.bool_]:
+    """bool (m, k): the ranks that exist in the given slots, or in all; all of them in a slot that does not play."""
+    engine: Engine = env.unwrapped.engine
+    rows = check_slots(slots, len(engine.playing))
+    masks = np.ones((len(rows), k), dtype=np.bool_)
+    if (playing := engine.playing[rows]).any():
+        masks[playing] = rank(engine, rows[playing], k).masks
+    return masks
 
 
 def choice_space(env: Any, k: int) -> spaces.Discrete:

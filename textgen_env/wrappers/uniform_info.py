@@ -6,8 +6,10 @@ from typing import Any
 
 import gymnasium as gym
 
+from textgen_env.wrappers.attributes import PassesMasks
 
-class UniformInfo(gym.Wrapper, gym.utils.RecordConstructorArgs):
+
+class UniformInfo(PassesMasks, gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Give every `info`, of `reset` and of each step, the same keys and the same types.
 
     Texts that are not known yet are "", numbers NaN; `response_length` counts the tokens so far; `reward_parts` holds
