@@ -65,7 +65,7 @@ def test_it_trains_under_a_wrapper_that_masks(make_venv: MakeVenv, word_model: P
     rollout = ppo.collect()
     assert not (rollout.input_ids[rollout.response_mask.bool()] == 3).any()
     batch = ppo.advantages(rollout)
-    for rows in batch.packs:
+    for rows in batch.micro_batches:
         assert ppo.loss(batch, rows)[1]["ratio_error"] == 0
     assert batch.metrics["kl_per_token"] == pytest.approx(0, abs=1e-6)  # the policy is still the reference
     assert ppo.update(batch)["first_ratio_error"] == 0
