@@ -219,7 +219,7 @@ def _check(venv: Any, language_model: LanguageModel, episodes: int, prompts: Seq
     if getattr(venv.single_action_space, "n", None) != tokens:
         raise ValueError(
             f"venv={venv} has actions {venv.single_action_space}; a language model chooses one of its {tokens} tokens. "
-            "Its choice is narrowed by masks (reference_top_p, forbidden_tokens), not by other actions (TopKActions)"
+            "Its choice is narrowed by masks (reference_top_k, forbidden_tokens), not by other actions (TopKActions)"
         )
     mode = venv.metadata.get("autoreset_mode")
     if mode is not gym.vector.AutoresetMode.DISABLED:

@@ -55,6 +55,7 @@ CONSTRUCTOR: dict[str, tuple[list[Any], list[Any]]] = {
         [[-1], [259], [HUGE], ["<nope>"], [""], range(259)],
     ),
     "reference_top_p": (["0.5", None, True, [0.5]], [0, -0.1, 1.5, NAN, INF]),
+    "reference_top_k": (["5", None, True, [5], 5.0], [-1]),
     "length_limit": ([None, 5, ["terminate"], b"truncate"], ["stop", ""]),
     "temperature": (["1", None, True, [1.0], 1j], [0, -1, NAN, INF, 1e-39, 1e39, 10**400]),
     "device": ([None, 0, True, ["cpu"]], ["abacus", "", "meta"]),

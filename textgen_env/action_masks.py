@@ -1,6 +1,6 @@
 """Which tokens an agent may choose: forbidden ones, EOS before the minimum, and the check of what was chosen.
 
-The reference's nucleus, which is masked as well, belongs to the KL penalty (`kl_penalty.py`).
+What the reference masks as well (its nucleus, its k likeliest tokens) belongs to the KL penalty (`kl_penalty.py`).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ActionRules:
             if forbidden.any():
                 raise ValueError(
                     f"action {array[forbidden][0]} is masked here: it is forbidden, an EOS before min_new_tokens="
-                    f"{self.min_new_tokens}, or outside the reference's top-p set; see action_masks()"
+                    f"{self.min_new_tokens}, or outside the reference's top-p set or its top-k; see action_masks()"
                 )
         return array
 

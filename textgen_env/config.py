@@ -61,6 +61,7 @@ class EnvConfig:
     stop_strings: Sequence[str] = ()
     forbidden_tokens: Sequence[int | str] = ()
     reference_top_p: float = 1.0
+    reference_top_k: int = 0
     length_limit: Literal["terminate", "truncate"] = "terminate"
     temperature: float = 1.0
     device: str = "cpu"
@@ -70,7 +71,8 @@ class EnvConfig:
         check_model("model", self.model)
         if self.reference is not None:
             check_model("reference", self.reference)
-        for name, minimum in (("max_prompt_tokens", 1), ("max_new_tokens", 1), ("min_new_tokens", 0)):
+        least = {"max_prompt_tokens": 1, "max_new_tokens": 1, "min_new_tokens": 0, "reference_top_k": 0}
+        for name, minimum in least.items():
             self._set(name, check_integer(name, getattr(self, name), minimum=minimum))
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(

@@ -56,7 +56,7 @@ class Engine:
         same = config.reference is None or config.reference == config.model
         self.reference = self.language_model if same else self._load("reference")
         same_vocabulary(self.language_model, self.reference)
-        if config.kl_coef > 0 or config.reference_top_p < 1:
+        if config.kl_coef > 0 or config.reference_top_p < 1 or config.reference_top_k:
             fits_positions(self.reference, config.max_prompt_tokens, config.max_new_tokens)
         self.kl = KLPenalty(
             self.reference,
@@ -65,6 +65,7 @@ class Engine:
             estimator=config.kl_estimator,
             temperature=config.temperature,
             top_p=config.reference_top_p,
+            top_k=config.reference_top_k,
         )
         self.rules = ActionRules(self.language_model, config.forbidden_tokens, config.min_new_tokens)
         self.stop_strings = StopStrings(config.stop_strings, self.language_model)
@@ -264,13 +265,13 @@ class Engine:
     @property
     def restricted(self) -> bool:
         """Whether any action can be masked at all."""
-        return self.rules.restrict or self.config.reference_top_p < 1
+        return self.rules.restrict or self.kl.masks
 
     def action_masks(self, rows: Rows) -> NDArray[np.bool_]:
         """bool (m, V), True where an action is allowed at the given rows. Computed on demand."""
         masks = self.rules.masks(self.prefixes.response_lengths[rows])
-        if self.config.reference_top_p < 1:
-            masks = self.kl.nucleus(self.prefixes, rows, masks)
+        if self.kl.masks:
+            masks = self.kl.likely(self.prefixes, rows, masks)
         return masks
 
     def bind_policy(self, policy: Callable[..., Any] | LanguageModel | PrefixCache | None, *, batched: bool) -> None:

@@ -74,8 +74,9 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
     * `kl_coef` β ≥ 0; `kl_estimator`: "k1", "k2", "k3", or "full" (the exact sum over the vocabulary).
     * `max_prompt_tokens`, `max_new_tokens`, `min_new_tokens` (no EOS before).
     * `stop_strings`: texts that end an episode; a special token's text stands for that token. `forbidden_tokens`: ids
-      or tokens that are no actions. `reference_top_p`: mask all but the reference's nucleus; 1 masks none. A masked
-      action is an error.
+      or tokens that are no actions. `reference_top_p`: mask all but the reference's nucleus; 1 masks none.
+      `reference_top_k`: mask all but the k tokens that the reference finds most likely; 0 masks none. Both are taken of
+      the tokens that are allowed otherwise, and renormalise the reference. A masked action is an error.
     * `length_limit`: "terminate" or "truncate".
     * `temperature` > 0: divides the logits of policy and reference alike before the KL.
     * `device`, `dtype`: of the models. `render_mode`: "human", "ansi", "rgb_array".

@@ -6,7 +6,8 @@ arithmetic lives there; which prefixes and actions there are is the engine's bus
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -77,15 +78,24 @@ class KLPenalty:
         estimator: "k1", "k2", "k3" or "full".
         temperature: applied to policy and reference alike.
         top_p: the nucleus of the reference outside of which actions are masked; 1 masks none.
+        top_k: how many of the reference's likeliest tokens are actions; 0 masks none.
     """
 
     def __init__(
-        self, reference: LanguageModel, slots: int, *, coef: float, estimator: str, temperature: float, top_p: float
+        self,
+        reference: LanguageModel,
+        slots: int,
+        *,
+        coef: float,
+        estimator: str,
+        temperature: float,
+        top_p: float,
+        top_k: int = 0,
     ) -> None:
         self.reference = reference
         self.coef = float(coef)
         self.estimator = check_estimator(estimator)
-        self.temperature, self.top_p = temperature, top_p
+        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.policy: Policy | None = None
         self.delegated = False
         self.report = False
@@ -141,17 +151,38 @@ class KLPenalty:
         """Pickles leave the cache behind: it only holds what can be computed again."""
         return self.__dict__ | {"_cache": None}
 
-    def nucleus(
+    @property
+    def masks(self) -> bool:
+        """Whether the reference masks actions."""
+        return self.top_p < 1 or 0 < self.top_k < self.reference.vocab_size
+
+    @contextmanager
+    def limited(self, top_k: int) -> Iterator[None]:
+        """Another `top_k` for as long as the context lasts."""
+        before, self.top_k = self.top_k, top_k
+        try:
+            yield
+        finally:
+            self.top_k = before
+
+    def likely(
         self, prefixes: Prefixes, rows: NDArray[np.int64], allowed: NDArray[np.bool_] | None
     ) -> NDArray[np.bool_]:
-        """Which actions lie in the reference's top-p set, bool (m, V), among the allowed ones."""
+        """Which actions lie in the reference's top-p set and among its k likeliest, bool (m, V), of the allowed ones.
+
+        Both are the head of one ranking, so that the smaller of them decides. Of tokens that tie with the k-th, as many
+        are taken as make k.
+        """
         mask = None if allowed is None else torch.from_numpy(allowed)
         warped = warp_logits(self.ref_logits(prefixes, rows), temperature=self.temperature, top_p=self.top_p, mask=mask)
         best = warped.max(dim=-1).values.cpu().numpy()  # NaN where any is
         if not np.isfinite(best).all():
             slot = rows[~np.isfinite(best)][0]
             raise ValueError(f"slot {slot}: the reference {self.reference.source!r} has logits that are not finite")
-        return (warped > -torch.inf).cpu().numpy()
+        inside = warped > -torch.inf
+        if 0 < self.top_k < warped.shape[-1]:
+            inside &= torch.zeros_like(inside).scatter(-1, warped.topk(self.top_k, dim=-1).indices, True)
+        return inside.cpu().numpy()
 
     def price(
         self,

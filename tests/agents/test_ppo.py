@@ -30,6 +30,7 @@ SAMPLING = {
     "temperature": {"temperature": 0.7},
     "top_k": {"top_k": 5},
     "top_p": {"top_p": 0.8},
+    "reference_top_k": {"reference_top_k": 5},
     "masks": {"min_new_tokens": 3, "forbidden_tokens": ["<pad>", "b"]},
     "all": {"temperature": 1.5, "top_k": 8, "top_p": 0.9, "min_new_tokens": 2},
 }

@@ -84,6 +84,7 @@ def test_greedy_is_the_argmax_of_plain_forwards(make_venv: MakeVenv, word_model:
 RESTRICTIONS: dict[str, dict[str, Any]] = {
     "few kinds of masks": {"min_new_tokens": 2, "forbidden_tokens": ["<pad>", "b"]},
     "another mask at each prefix": {"reference_top_p": 0.7, "min_new_tokens": 1},
+    "another k tokens at each prefix": {"reference_top_k": 6},
 }
 
 

@@ -267,7 +267,12 @@ def test_missing_library_says_which_extra_to_install() -> None:
         assert "pip install 'textgen_env[sb3]'" in done.stderr.splitlines()[-1]
 
 
-RULES: list[dict[str, Any]] = [{"min_new_tokens": 2}, {"forbidden_tokens": [5]}, {"reference_top_p": 0.9}]
+RULES: list[dict[str, Any]] = [
+    {"min_new_tokens": 2},
+    {"forbidden_tokens": [5]},
+    {"reference_top_p": 0.9},
+    {"reference_top_k": 9},
+]
 
 
 @pytest.mark.parametrize("rules", RULES, ids=str)

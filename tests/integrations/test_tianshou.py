@@ -100,7 +100,7 @@ def test_the_collector_gets_whole_episodes(task: dict[str, Any], amount: dict[st
 def test_a_scored_cut_is_an_end(task: dict[str, Any]) -> None:
     """Tianshou's returns go on with the value behind a cut; here a value of 100 must not get in."""
     limits = {"length_limit": "truncate", "max_new_tokens": 3, "forbidden_tokens": [EOS]}
-    env = TianshouVectorEnv(VectorLMFeatures(batched({**task, **limits})))
+    env = TianshouVectorEnv(VectorLMFeatures(batched({**task, **limits})), masks=True)
     policy = uniform(env)
     collector = Collector(policy, env, VectorReplayBuffer(120, 3))
     collector.reset()

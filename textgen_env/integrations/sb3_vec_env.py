@@ -16,8 +16,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from textgen_env.wrappers.attributes import env_attribute, holder, layers
 
 UNMASKED = (
-    "{}, but forbidden_tokens, min_new_tokens or reference_top_p mask tokens here, and a masked token is an error: use "
-    "MaskablePPO of sb3-contrib, TopKActions, or leave these arguments out"
+    "{}, but forbidden_tokens, min_new_tokens, reference_top_p or reference_top_k mask tokens here, and a masked token "
+    "is an error: use MaskablePPO of sb3-contrib, TopKActions, or leave these arguments out"
 )
 
 

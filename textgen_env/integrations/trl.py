@@ -156,9 +156,10 @@ def config_arguments(env: Any) -> dict[str, Any]:
     settings = env.engine.config
     if env.engine.restricted or settings.stop_strings:
         raise ValueError(
-            "trl scores the responses it generates without masks: forbidden_tokens, min_new_tokens, reference_top_p "
-            f"and stop_strings must stay at their defaults, got {settings.forbidden_tokens!r}, "
-            f"{settings.min_new_tokens}, {settings.reference_top_p} and {settings.stop_strings!r}"
+            "trl scores the responses it generates without masks: forbidden_tokens, min_new_tokens, reference_top_p, "
+            f"reference_top_k and stop_strings must stay at their defaults, got {settings.forbidden_tokens!r}, "
+            f"{settings.min_new_tokens}, {settings.reference_top_p}, {settings.reference_top_k} and "
+            f"{settings.stop_strings!r}"
         )
     return {
         "max_completion_length": env.max_new_tokens,

@@ -6,6 +6,7 @@ Observations are `features.py`'s affair; the two wrappers go together in either 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -50,31 +51,16 @@ class TopKActions(gym.Wrapper, gym.utils.RecordConstructorArgs):
         gym.utils.RecordConstructorArgs.__init__(self, k=k)
         gym.Wrapper.__init__(self, env)
         self.action_space = choice_space(env, k)
-        self._sum = 0.0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """See the wrapped environment."""
-        self._sum = 0.0
-        return super().reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # type: ignore[override]
         """Append the token of a rank; see the wrapped environment."""
         engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
         if not engine.playing[0]:
             return self.env.step(action)  # type: ignore[return-value]  # raises what it always raises
-        choices = rank(engine, np.zeros(1, dtype=np.int64), int(self.action_space.n))  # type: ignore[attr-defined]
-        tokens, log_probs = choices.take(np.array([action]))
-        observation, reward, terminated, truncated, info = self.env.step(tokens[0])
-        if "ref_logprob" in info:
-            shift, log_prob = float(log_probs[0] - info["ref_logprob"]), float(log_probs[0])
-            self._sum += log_prob
-            info["ref_logprob"] = log_prob
-            if "ref_logprob_sum" in info:
-                info["ref_logprob_sum"] = self._sum
-            if "kl" in info["reward_parts"]:
-                info["reward_parts"]["kl"] += engine.kl.coef * shift
-                reward = sum(info["reward_parts"].values())
-        return observation, float(reward), terminated, truncated, info
+        k = int(self.action_space.n)  # type: ignore[attr-defined]
+        token = rank(engine, np.zeros(1, dtype=np.int64), k).take(np.array([action]))[0]
+        with narrowed(engine, k):
+            return self.env.step(token)  # type: ignore[return-value]
 
     def action_masks(self, slots: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """bool (k,): the ranks that exist here; with `slots`, as `VectorTopKActions` gives them."""
@@ -95,42 +81,16 @@ class VectorTopKActions(VectorWrapper):
         self.k = k
         self.single_action_space = choice_space(env, k)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
-        self._sums = np.zeros(env.num_envs)
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """See the wrapped environment."""
-        self._sums[(options or {}).get("reset_mask", slice(None))] = 0.0
-        return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Append the token of a rank to every slot that plays; other slots, and `NOOP`, get the action as it is."""
         engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
         tokens = np.array(actions, dtype=np.int64)
         rows = np.flatnonzero(engine.playing & (tokens != NOOP))
-        log_probs = np.zeros(0)
         if len(rows):
-            tokens[rows], log_probs = rank(engine, rows, self.k).take(tokens[rows])
-        observations, rewards, terminated, truncated, infos = self.env.step(tokens)
-        for row, log_prob in zip(rows, log_probs, strict=True):
-            self._restrict(engine, int(row), float(log_prob), rewards, infos)
-        self._sums[terminated | truncated] = 0.0
-        return observations, rewards, terminated, truncated, infos
-
-    def _restrict(self, engine: Engine, row: int, log_prob: float, rewards: Any, infos: dict[str, Any]) -> None:
-        """Exchange log π_ref of a slot, and what was paid for it, for those of the restricted reference."""
-        ended = "_final_info" in infos and infos["_final_info"][row]
-        info = infos["final_info"] if ended else infos
-        if "ref_logprob" not in info:
-            return
-        shift = log_prob - float(info["ref_logprob"][row])
-        self._sums[row] += log_prob
-        info["ref_logprob"][row] = log_prob
-        if "ref_logprob_sum" in info and info["_ref_logprob_sum"][row]:
-            info["ref_logprob_sum"][row] = self._sums[row]
-        parts = info["reward_parts"]
-        if "kl" in parts:
-            parts["kl"][row] += engine.kl.coef * shift
-            rewards[row] = sum(float(part[row]) for name, part in parts.items() if not name.startswith("_"))
+            tokens[rows] = rank(engine, rows, self.k).take(tokens[rows])
+        with narrowed(engine, self.k):
+            return self.env.step(tokens)
 
     def action_masks(self, slots: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """bool (n, k): the ranks that exist in each slot; all of them in a slot that does not play.
@@ -157,8 +117,8 @@ class Choices(NamedTuple):
         """bool (m, k): the ranks that exist."""
         return self.log_probs > -np.inf
 
-    def take(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The tokens (m,) of the chosen ranks (m,), and their log π_ref.
+    def take(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens (m,) of the chosen ranks (m,).
 
         Raises:
             ValueError: a rank is out of range, or masked.
@@ -171,7 +131,12 @@ class Choices(NamedTuple):
             row = int(np.flatnonzero(~self.masks[at])[0])
             allowed = int(self.masks[row].sum())
             raise ValueError(f"action {actions[row]} is masked: only {allowed} tokens are allowed; see action_masks()")
-        return self.tokens[at], self.log_probs[at]
+        return self.tokens[at]
+
+
+def narrowed(engine: Engine, k: int) -> AbstractContextManager[None]:
+    """Meanwhile, no more than the k likeliest tokens of the reference are actions, and the KL is that among them."""
+    return engine.kl.limited(min(k, engine.config.reference_top_k or k))
 
 
 def rank(engine: Engine, rows: NDArray[np.int64], k: int) -> Choices:
@@ -185,7 +150,8 @@ def rank(engine: Engine, rows: NDArray[np.int64], k: int) -> Choices:
             "bind_policy gives logits of tokens, TopKActions takes ranks: use env.unwrapped.delegate_kl() and a hook "
             "such as KLPenaltyCallback, or the unbound penalty"
         )
-    mask = torch.from_numpy(engine.action_masks(rows)) if engine.restricted else None
+    with engine.kl.limited(engine.config.reference_top_k):  # whoever asks, also within `narrowed`
+        mask = torch.from_numpy(engine.action_masks(rows)) if engine.restricted else None
     logits = engine.kl.ref_logits(engine.prefixes, rows)
     top = warp_logits(logits, temperature=engine.config.temperature, mask=mask).topk(k, dim=-1)
     return Choices(top.indices.cpu().numpy(), top.values.double().log_softmax(dim=-1).cpu().numpy())
