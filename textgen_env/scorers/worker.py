@@ -142,6 +142,7 @@ def serve() -> None:
     source = os.fdopen(os.dup(0), "rb")
     target = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a scorer prints must not come between the answers
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # nor be lost when the process is killed
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     scorer: Any = None
