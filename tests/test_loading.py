@@ -22,19 +22,11 @@ from gguf import GGUFWriter
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_language_model import write_gguf
-from tiny_models import byte_tokenizer, random_model
+from tiny_models import SIZES, byte_tokenizer, random_model
 
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.scorers import get_scorer
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 264,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 40,
-}
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
 

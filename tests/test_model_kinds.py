@@ -9,18 +9,10 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import transformers as hf
-from tiny_models import byte_tokenizer, random_model
+from tiny_models import SIZES, byte_tokenizer, random_model
 
 from textgen_env.lm.language_model import LanguageModel
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 264,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 40,
-}
 BART: dict[str, Any] = {"vocab_size": 264, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
 BART |= {f"{side}_{what}": 4 for side in ("encoder", "decoder") for what in ("attention_heads", "ffn_dim")}
 T5: dict[str, Any] = {"vocab_size": 264, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 4}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from compare import assert_same
 from gymnasium.vector import AutoresetMode
+from test_vector_env import growing
 
 import textgen_env
 from textgen_env import NOOP, LanguageModel, TextGenEnv, TextGenVectorEnv
@@ -18,13 +19,6 @@ from textgen_env.wrappers import LMFeatures, TopKActions, VectorLMFeatures, Vect
 
 SLOTS = 3
 MODES = list(AutoresetMode)
-
-
-def growing(completions: list[str], **_: Any) -> list[float]:
-    return [len(text) ** 0.5 for text in completions]
-
-
-growing.dense = True  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -23,6 +23,14 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+SIZES: dict[str, Any] = {  # for configurations of any kind, with room for `byte_tokenizer`
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 40,
+}
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from textgen_env.agents.ppo import PPOSettings
+
 SCORER = '{"name": "normalize", "scorer": {"name": "length", "target": 3}}'  # running statistics must be resumed too
 
 
@@ -40,6 +42,13 @@ def flags(output: Path, model: Path, prompts: Path, *more: str) -> list[str]:
         "output": output,
     }
     return [*(part for name, value in values.items() for part in (f"--{name}", str(value))), *more]
+
+
+def small_settings(output: Path, model: Path, prompts: Path, **more: Any) -> PPOSettings:
+    """The settings of an even smaller run of native PPO, for `Run` in this process."""
+    small: dict[str, Any] = {"max_new_tokens": 4, "num_envs": 4, "eval_prompts": 4, "updates": 1}
+    files = {"model": str(model), "prompts": str(prompts), "output": str(output)}
+    return PPOSettings(env="textgen/TextGen-v0", scorer=SCORER, **files, **small | more)
 
 
 def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:

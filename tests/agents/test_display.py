@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from small_run import SCORER
+from small_run import small_settings
 
 from textgen_env.agents import command_line
 from textgen_env.agents.display import Display
 from textgen_env.agents.evaluate import EvalReport
 from textgen_env.agents.metrics import read_metrics
-from textgen_env.agents.ppo import PPO, PPOSettings
+from textgen_env.agents.ppo import PPO
 from textgen_env.agents.report import answers_table, samples_table
 from textgen_env.agents.run import Run
 
@@ -109,20 +109,8 @@ def make_run(word_model: Path, tmp_path: Path) -> Callable[..., Run]:
     def make(console: Console, **more: Any) -> Run:
         prompts = tmp_path / "prompts.jsonl"
         prompts.write_text("".join(json.dumps({"prompt": f"a {text} b"}) + "\n" for text in TEXTS))
-        settings = PPOSettings(
-            env="textgen/TextGen-v0",
-            model=str(word_model),
-            prompts=str(prompts),
-            scorer=SCORER,
-            max_new_tokens=4,
-            num_envs=4,
-            eval_prompts=5,
-            updates=2,
-            sample_every=1,
-            save_every=1,
-            output=str(tmp_path / "run"),
-            **more,
-        )
+        options = {"eval_prompts": 5, "updates": 2, "sample_every": 1, "save_every": 1, **more}
+        settings = small_settings(tmp_path / "run", word_model, prompts, **options)
         return Run(settings, lambda venv, policy: PPO(venv, policy, settings.ppo), console)
 
     return make

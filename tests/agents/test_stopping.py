@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from small_run import SCORER, flags, start, write_prompts
+from small_run import flags, small_settings, start, write_prompts
 
 from textgen_env.agents.checkpoint import latest_checkpoint
 from textgen_env.agents.metrics import read_metrics
@@ -143,31 +143,16 @@ def test_outside_an_update_the_first_signal_stops_at_once():
 
 def test_stopped_before_anything_was_saved_it_says_so(word_model: Path, prompts: Path, tmp_path: Path):
     folder, screen = tmp_path / "run", io.StringIO()
-    settings = make_settings(folder, word_model, prompts)
+    settings = small_settings(folder, word_model, prompts)
     run = Run(settings, make_ppo(settings), Console(file=screen, width=500))
     evaluate, run.evaluate = run.evaluate, lambda: (signal.raise_signal(signal.SIGINT), evaluate())[1]  # type: ignore[method-assign]
     with pytest.raises(SystemExit) as end:
         run.execute()
     assert end.value.code == 130
     assert "stopped by SIGINT: nothing was saved yet" in screen.getvalue()
-    again = make_settings(folder, word_model, prompts, resume=True)
+    again = small_settings(folder, word_model, prompts, resume=True)
     Run(again, make_ppo(again), Console(file=screen, width=500)).execute()
     assert [r["update"] for r in read_metrics(folder / "metrics.jsonl")] == [1, 1]
-
-
-def make_settings(folder: Path, model: Path, prompts: Path, **more: Any) -> PPOSettings:
-    return PPOSettings(
-        env="textgen/TextGen-v0",
-        model=str(model),
-        prompts=str(prompts),
-        scorer=SCORER,
-        max_new_tokens=4,
-        num_envs=4,
-        eval_prompts=4,
-        updates=1,
-        output=str(folder),
-        **more,
-    )
 
 
 def make_ppo(settings: PPOSettings) -> Callable[..., PPO]:

@@ -172,7 +172,7 @@ def unbatch(infos: dict[str, Any], rows: int) -> list[dict[str, Any]]:
 def masks_tokens(environment: VecEnv) -> bool:
     """Whether actions are tokens of which some are masked; `TopKActions` offers none of those."""
     try:
-        engine = environment.get_attr("engine")[0]
+        restricted, model = (environment.get_attr(name)[0] for name in ("restricts_actions", "language_model"))
     except AttributeError:  # single environments behind another vectorised environment, which has no masks to ask for
         return False
-    return engine.restricted and environment.action_space.n == engine.language_model.vocab_size  # type: ignore[attr-defined]
+    return restricted and environment.action_space.n == model.vocab_size  # type: ignore[attr-defined]
