@@ -1,7 +1,7 @@
-"""The actor (a language model) and the critic (a value head) of a token-level trainer.
+"""The actor (a language model) and the critic (a value head) of a token-level trainer, and the frozen reference.
 
 What lives here: which weights there are and which of them learn (all, the upper layers, or LoRA adapters), one
-teacher-forced `ActorCritic.evaluate` for log-probs, values and entropies, the frozen reference, and saving.
+teacher-forced pass for log-probs, values and entropies (`ActorCritic.forward`), the reference, and saving.
 What does not: sampling (``rollout.py``), losses, optimisers. The forward pass itself is in `textgen_env.lm.log_probs`.
 """
 
@@ -10,28 +10,30 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from gymnasium.vector import VectorEnv
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from textgen_env.lm.adapters import save_merged, trainable
 from textgen_env.lm.backbone import unwrap
 from textgen_env.lm.language_model import LanguageModel
-from textgen_env.lm.log_probs import predicting, response_log_probs, states, unpack
+from textgen_env.lm.log_probs import read_states, response_log_probs
+from textgen_env.lm.sampling import PLAIN, SamplingParams, takes_sampling
+from textgen_env.lm.token_batch import TokenBatch
 
-from .setting_checks import COUNT, COUNT_OR_ZERO, INTEGER, check, choice
+from .training.setting_checks import COUNT, COUNT_OR_ZERO, INTEGER, check, choice
 
 
 @dataclass
-class PolicyConfig:
-    """Which weights the agent has and which of them learn."""
+class ActorConfig:
+    """Which weights of the actor learn. A policy with these alone has no critic."""
 
-    critic: Literal["shared", "separate"] = "shared"
-    """Value head on the actor's last hidden state, or on a second model of its own."""
     lora_rank: int = 0
     """Rank of LoRA adapters on all linear layers; 0 trains the weights themselves."""
     lora_alpha: int = 32
@@ -40,15 +42,27 @@ class PolicyConfig:
     """Transformer blocks, from the input up, that do not learn; any number above 0 freezes the embeddings too."""
 
     def __post_init__(self) -> None:
-        rules = {"critic": choice("shared", "separate"), "lora_rank": COUNT_OR_ZERO, "lora_alpha": COUNT}
+        rules = {"lora_rank": COUNT_OR_ZERO, "lora_alpha": COUNT}
         check(self, {**rules, "frozen_layers": INTEGER})  # how many there are, only the model knows
+
+
+@dataclass
+class PolicyConfig(ActorConfig):
+    """Which weights the agent has and which of them learn."""
+
+    critic: Literal["shared", "separate"] = "shared"
+    """Value head on the actor's last hidden state, or on a second model of its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, {"critic": choice("shared", "separate")})
 
 
 class TokenEvaluation(NamedTuple):
     """What actor and critic say of each response token: all (B, T) float32, 0 elsewhere."""
 
     log_probs: Tensor  # log π(a_t|s_t)
-    values: Tensor  # V(s_t)
+    values: Tensor | None  # V(s_t); if there is a critic
     entropy: Tensor | None  # H(π(·|s_t)), nats; if asked for
 
 
@@ -88,11 +102,13 @@ class ValueHead(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """A language model with a value head; dropout is always off.
+    """A language model, with a value head unless its config knows no critic; dropout is always off.
+
+    Calling it is the pass that is trained, so that the hooks of DDP and FSDP see it.
 
     Args:
         language_model: the actor. Its weights are trained in place: give it one that nobody else uses.
-        config: critic, LoRA and frozen layers.
+        config: critic, LoRA and frozen layers; an `ActorConfig` makes a policy without a critic.
         generator: source of the initial weights of LoRA and of the value head; None takes seed 0. V starts at 0.
 
     Raises:
@@ -102,45 +118,51 @@ class ActorCritic(nn.Module):
     def __init__(
         self,
         language_model: LanguageModel,
-        config: PolicyConfig | None = None,
+        config: ActorConfig | None = None,
         *,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.config = config or PolicyConfig()
+        frozen = self.config.frozen_layers
         model: nn.Module = language_model.model
-        self.critic = copy.deepcopy(unwrap(model).base_model) if self.config.critic == "separate" else None
+        kind = getattr(self.config, "critic", None)
+        self.critic = copy.deepcopy(unwrap(model).base_model) if kind == "separate" else None
         if self.critic is not None:
-            trainable(self.critic, frozen_layers=self.config.frozen_layers)
-        model = trainable(
-            model,
-            lora_rank=self.config.lora_rank,
-            lora_alpha=self.config.lora_alpha,
-            frozen_layers=self.config.frozen_layers,
-            generator=generator,
-        )
-        if self.config.lora_rank:
+            trainable(self.critic, frozen_layers=frozen)
+        rank, alpha = self.config.lora_rank, self.config.lora_alpha
+        model = trainable(model, lora_rank=rank, lora_alpha=alpha, frozen_layers=frozen, generator=generator)
+        if rank:
             language_model = LanguageModel.from_modules(model, language_model.tokenizer, name=language_model.source)
         self.language_model = language_model
         self.actor: nn.Module = model
-        hidden_size = unwrap(model).config.get_text_config().hidden_size
-        head = ValueHead(hidden_size, generator or torch.Generator().manual_seed(0))
-        self.value_head = head.to(next(model.parameters()).device)
+        self.value_head: ValueHead | None = None
+        if kind is not None:
+            hidden_size = unwrap(model).config.get_text_config().hidden_size
+            head = ValueHead(hidden_size, generator or torch.Generator().manual_seed(0))
+            self.value_head = head.to(self.device)
         self.eval()
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.value_head.out.weight.device
+        return next(self.actor.parameters()).device
 
-    def evaluate(
-        self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, **sampling: Any
+    def forward(
+        self,
+        batch: TokenBatch,
+        sampling: SamplingParams = PLAIN,
+        *,
+        mask: Tensor | None = None,
+        with_entropy: bool = False,
     ) -> TokenEvaluation:
         """Teacher-forced log π(a_t|s_t) and V(s_t) of every response token, with gradient.
 
         Args:
-            input_ids, attention_mask, response_mask: (B, T), right-padded.
-            sampling: what the tokens were sampled with, see `textgen_env.lm.log_probs.response_log_probs`.
+            batch: B texts.
+            sampling: what the tokens were sampled with.
+            mask: bool (V,), or (N, V) of the N response tokens: what was allowed.
+            with_entropy: also the entropies.
 
         Raises:
             RuntimeError: a module is in training mode; dropout would make the ratios of PPO wrong without a word.
@@ -149,24 +171,26 @@ class ActorCritic(nn.Module):
             raise RuntimeError("the policy is in training mode; call policy.eval(): dropout must be off here too")
         scores = response_log_probs(
             self.actor,
-            input_ids,
-            attention_mask,
-            response_mask,
+            batch,
+            sampling,
             vocab_size=self.language_model.vocab_size,
-            **sampling,
+            mask=mask,
+            with_entropy=with_entropy,
+            readout=self.value_head if self.critic is None else None,
         )
-        if self.critic is None:
-            values = unpack(self.value_head(scores.hidden), response_mask)
-        else:
-            values = self.critic_values(input_ids, attention_mask, response_mask)
-        entropy = None if scores.entropy is None else unpack(scores.entropy, response_mask)
-        return TokenEvaluation(unpack(scores.log_probs, response_mask), values, entropy)
+        values = scores.readout if self.critic is None else self.critic_values(batch)
+        return TokenEvaluation(scores.log_probs, values, scores.entropy)
 
-    def critic_values(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
-        """(B, T) V of a separate critic at the states before the response tokens, 0 elsewhere; (B, T) ×3."""
+    @takes_sampling
+    def evaluate(self, *batch: Tensor, **options: Any) -> TokenEvaluation:
+        """The former name of a call: of a `TokenBatch`, or of its three tensors."""
+        return cast(TokenEvaluation, self(TokenBatch.of(*batch), **options))
+
+    def critic_values(self, batch: TokenBatch) -> Tensor:
+        """(B, T) V of a separate critic at the states before the response tokens, 0 elsewhere."""
         assert self.critic is not None
-        hidden, _ = states(self.critic, input_ids, attention_mask, predicting(response_mask))
-        return unpack(self.value_head(hidden), response_mask)
+        assert self.value_head is not None
+        return read_states(self.critic, batch, self.value_head)
 
     @torch.no_grad()
     def final_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -177,29 +201,26 @@ class ActorCritic(nn.Module):
         ids, mask = (torch.cat([x, torch.zeros_like(x[:, :1])], dim=1) for x in (input_ids, attention_mask))
         probe = torch.zeros_like(mask)
         mask[rows, lengths] = probe[rows, lengths] = 1
-        return self.evaluate(ids, mask, probe).values[rows, lengths]
+        values: Tensor = self(TokenBatch(ids, mask, probe)).values
+        return values[rows, lengths]
 
-    def reference(self) -> Callable[..., Tensor]:
-        """log π_ref of the response tokens under the weights as they were: (B, T) ×3, **sampling → (B, T).
+    def reference(self) -> Reference:
+        """log π_ref under the weights as they are *now*.
 
-        With LoRA it is the same model with its adapters switched off; otherwise a frozen copy is taken *now*.
+        With LoRA it is the same model with its adapters switched off; otherwise a frozen copy.
         """
+        vocab_size = self.language_model.vocab_size
         if not self.config.lora_rank:
-            return frozen_scorer(copy.deepcopy(self.actor), self.language_model.vocab_size)
+            return frozen_reference(copy.deepcopy(self.actor), vocab_size)
         adapted: Any = self.actor
+        return Reference(adapted, vocab_size, adapted.disable_adapter)
 
-        @torch.no_grad()
-        def log_probs(*batch: Tensor, **sampling: Any) -> Tensor:
-            with adapted.disable_adapter():
-                return response_grid(adapted, *batch, vocab_size=self.language_model.vocab_size, **sampling)
-
-        return log_probs
-
-    def parameter_groups(self, lr: float, value_lr: float) -> list[dict[str, Any]]:
-        """What learns: the actor (and a separate critic) at ``lr``, the value head at ``value_lr``."""
-        head = {id(p) for p in self.value_head.parameters()}
-        backbone = [p for p in self.parameters() if p.requires_grad and id(p) not in head]
-        return [{"params": backbone, "lr": lr}, {"params": list(self.value_head.parameters()), "lr": value_lr}]
+    def parameter_groups(self, lr: float, value_lr: float = 0.0) -> list[dict[str, Any]]:
+        """What learns: the actor (and a separate critic) at ``lr``, the value head, if any, at ``value_lr``."""
+        head = [] if self.value_head is None else list(self.value_head.parameters())
+        others = {id(p) for p in head}
+        backbone = [p for p in self.parameters() if p.requires_grad and id(p) not in others]
+        return [{"params": backbone, "lr": lr}, *([{"params": head, "lr": value_lr}] if head else [])]
 
     def save(self, path: str | Path) -> None:
         """Write a folder that transformers' ``from_pretrained`` loads (LoRA merged), with the critic beside it.
@@ -212,27 +233,55 @@ class ActorCritic(nn.Module):
         if self.config.lora_rank:
             model.save_pretrained(path / "adapter")
         save_merged(model, self.language_model.tokenizer, path)
-        critic = {f"value_head.{k}": v for k, v in self.value_head.state_dict().items()}
-        if self.critic is not None:
-            critic |= {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
-        save_file({k: v.clone().contiguous() for k, v in critic.items()}, path / "critic.safetensors")
+        parts = {"value_head": self.value_head, "critic": self.critic}
+        critic = {f"{name}.{k}": v for name, part in parts.items() if part for k, v in part.state_dict().items()}
+        if critic:
+            save_file({k: v.clone().contiguous() for k, v in critic.items()}, path / "critic.safetensors")
 
 
-def frozen_scorer(model: nn.Module, vocab_size: int) -> Callable[..., Tensor]:
-    """log π_ref under a given model, which is frozen: (B, T) ×3, **sampling → (B, T). See `ActorCritic.reference`."""
-    model.requires_grad_(False).eval()
+class Reference:
+    """log π_ref of response tokens: what KL is measured from. Built once, before the policy begins to learn.
+
+    Args:
+        model: a causal LM that does not change, or one that is right inside of ``around``.
+        vocab_size: number of actions.
+        around: makes a context in which the model is read (adapters off).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vocab_size: int,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.model, self.vocab_size, self._around = model, vocab_size, around
 
     @torch.no_grad()
-    def log_probs(*batch: Tensor, **sampling: Any) -> Tensor:
-        return response_grid(model, *batch, vocab_size=vocab_size, **sampling)
+    def __call__(self, batch: TokenBatch, sampling: SamplingParams = PLAIN, *, mask: Tensor | None = None) -> Tensor:
+        """(B, T) float32, 0 off the response tokens.
 
-    return log_probs
+        Args:
+            batch: B texts.
+            sampling: that of the policy. Its temperature counts; top-k and top-p shape the policy alone, since a token
+                outside the reference's own nucleus would cost infinite KL.
+            mask: bool (V,), or (N, V) of the N response tokens: what was allowed.
+        """
+        with self._around():
+            shared = sampling.of_reference
+            return response_log_probs(self.model, batch, shared, vocab_size=self.vocab_size, mask=mask).log_probs
 
 
-def response_grid(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, **options: Any
-) -> Tensor:
-    """The log-probs of `response_log_probs` (same arguments) as (B, T), 0 off the response tokens."""
-    return unpack(
-        response_log_probs(model, input_ids, attention_mask, response_mask, **options).log_probs, response_mask
-    )
+def frozen_reference(model: nn.Module, vocab_size: int) -> Reference:
+    """log π_ref under a given model, which is frozen."""
+    return Reference(model.requires_grad_(False).eval(), vocab_size)
+
+
+def reference_of(venv: VectorEnv, policy: ActorCritic) -> Reference:
+    """What a trainer measures KL from unless it is told: the environment's reference, if it was given one of its own.
+
+    Otherwise the policy itself, as it is now.
+    """
+    env = cast(Any, venv.unwrapped)
+    if env.reference is env.language_model:
+        return policy.reference()
+    return frozen_reference(env.reference.model, env.reference.vocab_size)

@@ -2,13 +2,14 @@
 
 What lives here: `collect`, which plays exactly B episodes on n slots with a prefix-reusing cache, and `Rollout`, what
 it returns. What does not: how masks are stored (``action_masks.py``), which log-probs are trained on
-(``old_policy.py``), KL, advantages.
+(``training/on_policy.py``), KL, advantages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textgen_env.lm.language_model import LanguageModel
-from textgen_env.lm.log_probs import unpack
-from textgen_env.lm.sampling import sample, warp_logits
+from textgen_env.lm.sampling import PLAIN, SamplingParams, sample, takes_sampling, warp_logits
+from textgen_env.lm.token_batch import TokenBatch
 from textgen_env.vector_env import NOOP
 from textgen_env.wrappers.attributes import env_attribute, may_mask
 
@@ -30,9 +31,7 @@ from .action_masks import ActionMasks, MaskTable
 class Rollout:
     """B whole trajectories, right-padded to the longest of them: T columns of prompt and response."""
 
-    input_ids: Tensor  # (B, T) int64
-    attention_mask: Tensor  # (B, T) int64, 1 on prompt and response
-    response_mask: Tensor  # (B, T) int64, 1 on the tokens the agent wrote: everything per token is told there
+    tokens: TokenBatch  # (B, T) each; everything per token is told where response_mask is 1
     rewards: Tensor  # (B, T) float32, as the environment paid them; no KL part
     sampled_log_probs: Tensor  # (B, T) float32, at sampling time
     terminated: Tensor  # (B,) bool
@@ -43,12 +42,29 @@ class Rollout:
     finish_reasons: list[str]
     action_masks: ActionMasks | None  # of each token, (B, T); None when all was allowed
     scored: Tensor | None = None  # (B,) bool, whether the score was paid; None: wherever the trajectory was not cut
-    states: Tensor | None = None  # (N, d) last hidden states the tokens were sampled from, row-major; if asked for
+    states: Tensor | None = None  # (N, d) last hidden states the N tokens were sampled from, row by row; if asked for
+    chosen_prompts: list[Any] | None = None  # the B prompts that `collect` was given; None: the environment drew them
+    failed_episodes: int = 0  # that were played again, since the environment's infrastructure failed
+
+    @property
+    def input_ids(self) -> Tensor:
+        """(B, T) int64."""
+        return self.tokens.input_ids
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(B, T) int64, 1 on prompt and response."""
+        return self.tokens.attention_mask
+
+    @property
+    def response_mask(self) -> Tensor:
+        """(B, T) int64, 1 on the tokens that the agent wrote."""
+        return self.tokens.response_mask
 
     @property
     def lengths(self) -> Tensor:
         """(B,) response tokens of each trajectory."""
-        return self.response_mask.sum(dim=1)
+        return self.tokens.response_lengths
 
     @property
     def bootstrapped(self) -> Tensor:
@@ -56,19 +72,13 @@ class Rollout:
         cut = self.truncated & ~self.terminated
         return cut if self.scored is None else cut & ~self.scored
 
-    def scatter(self, per_token: Tensor) -> Tensor:
-        """(N,) values made of `states` → (B, T), 0 off the response tokens."""
-        return unpack(per_token, self.response_mask)
+    def rows(self, rows: Tensor) -> TokenBatch:
+        """The tokens of some trajectories, cut to the longest of them: (b, t) each."""
+        return self.tokens.rows(rows)
 
     def cut(self, rows: Tensor, *grids: Tensor) -> list[Tensor]:
-        """Some trajectories of (B, T) tensors, cut to the longest of them: (b, t) each."""
-        width = int(self.attention_mask[rows].sum(dim=1).max())
-        return [grid[rows, :width] for grid in grids]
-
-    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """input_ids, attention_mask, response_mask of some trajectories, cut to the longest of them: (b, t) each."""
-        input_ids, attention, response = self.cut(rows, self.input_ids, self.attention_mask, self.response_mask)
-        return input_ids, attention, response
+        """Some trajectories of (B, T) tensors, cut likewise."""
+        return self.tokens.cut(rows, *grids)
 
     def per_response(self, grid: Tensor) -> list[Tensor]:
         """(B, T) → the values of the tokens of each response, on the CPU."""
@@ -83,81 +93,29 @@ class Rollout:
 
     def to(self, device: torch.device) -> Rollout:
         """The same rollout with its tensors on ``device``."""
-        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor | ActionMasks)}
+        movable = Tensor | ActionMasks | TokenBatch
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, movable)}
         return replace(self, **moved)
 
 
-class _Recorder:
-    """What happened in each of B episodes, gathered step by step.
-
-    Each step adds one entry per playing slot to every list; sorted by episode at the end, they lie trajectory after
-    trajectory, each in the order of its steps: row-major, as everything per token.
-    """
-
-    def __init__(self, episodes: int, vocab_size: int) -> None:
-        self.episodes: list[NDArray[np.int64]] = []
-        self.rewards: list[NDArray[np.float64]] = []
-        self.log_probs: list[Tensor] = []
-        self.masks: list[list[int]] = []  # numbers in the table
-        self.states: list[Tensor] = []
-        self.table = MaskTable(vocab_size)
-        self.final: list[dict[str, Any]] = [{} for _ in range(episodes)]
-
-    cut = {"score": float("nan"), "prompt": "", "text": "", "finish_reason": "cut"}
-
-    def end(self, episode: int, slot: int, observation: Any, terminated: Any, truncated: Any, info: Any) -> None:
-        """An episode is over, in a slot of these batched results of `step`."""
-        scored = bool(info["_score"][slot]) if "_score" in info else False  # a cut from outside brings no ending
-        self.final[episode] = {
-            **{key: observation[key][slot].copy() for key in observation},
-            **({key: info[key][slot] for key in ("score", "prompt", "text", "finish_reason")} if scored else self.cut),
-            "scored": scored,
-            "terminated": terminated[slot],
-            "truncated": truncated[slot],
-        }
-
-    def rollout(self) -> Rollout:
-        """Pad everything to the longest trajectory."""
-        final = self.final
-        width = max(int(f["attention_mask"].sum()) for f in final)
-        ids, attention, response = (
-            torch.from_numpy(np.stack([f[key][:width] for f in final]).astype(np.int64))
-            for key in ("input_ids", "attention_mask", "response_mask")
-        )
-        order = torch.from_numpy(np.concatenate(self.episodes).argsort(kind="stable"))
-        return Rollout(
-            input_ids=ids,
-            attention_mask=attention,
-            response_mask=response,
-            rewards=unpack(torch.from_numpy(np.concatenate(self.rewards)).float()[order], response),
-            sampled_log_probs=unpack(torch.cat(self.log_probs).cpu()[order], response),
-            terminated=torch.tensor([bool(f["terminated"]) for f in final]),
-            truncated=torch.tensor([bool(f["truncated"]) for f in final]),
-            scores=torch.tensor([float(f["score"]) for f in final]),
-            prompts=[str(f["prompt"]) for f in final],
-            texts=[str(f["text"]) for f in final],
-            finish_reasons=[str(getattr(f["finish_reason"], "value", f["finish_reason"])) for f in final],
-            action_masks=self.table.action_masks(unpack(torch.from_numpy(np.concatenate(self.masks))[order], response)),
-            scored=torch.tensor([f["scored"] for f in final]),
-            states=torch.cat(self.states)[order.to(self.states[0].device)] if self.states else None,
-        )
-
-
 @torch.no_grad()
+@takes_sampling
 def collect(
     venv: gym.vector.VectorEnv,
     language_model: LanguageModel,
     episodes: int,
     *,
     generator: torch.Generator,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    sampling: SamplingParams = PLAIN,
     greedy: bool = False,
     prompts: Sequence[str | Mapping[str, Any] | int] | None = None,
     with_states: bool = False,
 ) -> Rollout:
     """Play exactly ``episodes`` whole trajectories: a slot that has ended takes the next one, while there are any.
+
+    The environment leaves the KL to the caller for as long as this lasts. An episode that ends with the
+    ``finish_reason`` "failed" (the environment's infrastructure did, so that there is no score) is not the policy's
+    doing: it is left out, counted, and its prompt played again.
 
     Args:
         venv: made with ``autoreset_mode=AutoresetMode.DISABLED``; with any wrappers that leave tokens as observations
@@ -165,7 +123,7 @@ def collect(
         language_model: the policy; its cache sees one new token per slot and step.
         episodes: B, at least the number of slots.
         generator: source of the samples.
-        temperature, top_k, top_p: how the next token is drawn; the environment's action masks apply as well.
+        sampling: how the next token is drawn; the environment's action masks apply as well.
         greedy: take the likeliest token instead.
         prompts: B prompts to play (anything ``reset(options={"prompt": …})`` takes); None lets the environment draw.
         with_states: also keep the hidden states, (N, d).
@@ -175,41 +133,157 @@ def collect(
 
     Raises:
         ValueError: fewer episodes than slots; the environment resets by itself, or does not speak of tokens.
+        RuntimeError: more episodes failed than were to be played.
     """
-    slots = venv.num_envs
     _check(venv, language_model, episodes, prompts)
-    cache = language_model.prefix_cache(slots)
-    recorder = _Recorder(episodes, language_model.vocab_size)
-    episode = np.arange(slots)  # which trajectory each slot plays; ≥ episodes: none any more
-    started = slots
-    observation, _ = venv.reset(options=_options(np.ones(slots, dtype=bool), episode, prompts))
-    while (active := np.flatnonzero(episode < episodes)).size:
-        allowed = _action_masks(venv, active)
-        lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)[active]
-        ids = observation["input_ids"][active, : lengths.max()]
-        logits, states = cache.next_logits_and_hidden(ids, lengths, rows=active)
-        mask = None if allowed is None else torch.from_numpy(allowed)
-        logits = warp_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, mask=mask)
-        tokens, log_probs = _greedy(logits) if greedy else sample(logits, generator)
-        actions = np.full(slots, NOOP, dtype=np.int64)
-        actions[active] = tokens.cpu().numpy()
-        observation, rewards, terminated, truncated, info = venv.step(actions)
-        recorder.episodes.append(episode[active])
-        recorder.rewards.append(rewards[active])
-        recorder.log_probs.append(log_probs)
-        recorder.masks.append([0] * len(active) if allowed is None else recorder.table.number(allowed))
-        if with_states:
-            recorder.states.append(states)
-        ended = active[(terminated | truncated)[active]]
-        for slot in ended:
-            recorder.end(episode[slot], slot, observation, terminated, truncated, info)
-        env_attribute(venv, "abandon")(ended)  # those that were cut from outside
-        episode[ended] = started + np.arange(len(ended))
-        started += len(ended)
-        refill = np.isin(np.arange(slots), ended) & (episode < episodes)
-        if refill.any():
-            observation, _ = venv.reset(options=_options(refill, episode, prompts))
-    return recorder.rollout()
+    cache = language_model.prefix_cache(venv.num_envs)
+    slots, recorder = _Slots(venv, episodes, prompts), _Recorder(venv, episodes, language_model.vocab_size)
+    draw = _greedy if greedy else partial(sample, generator=generator)
+    with env_attribute(venv, "kl_delegated")():
+        observation = slots.reset()
+        while (active := slots.active).size:
+            allowed = _action_masks(venv, active)
+            lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)[active]
+            ids = observation["input_ids"][active, : lengths.max()]
+            logits, states = cache.next_logits_and_hidden(ids, lengths, rows=active)
+            mask = None if allowed is None else torch.from_numpy(allowed)
+            tokens, log_probs = draw(warp_logits(logits, sampling, mask=mask))
+            actions = np.full(venv.num_envs, NOOP, dtype=np.int64)
+            actions[active] = tokens.cpu().numpy()
+            observation, rewards, terminated, truncated, info = venv.step(actions)
+            playing = slots.episode[active]
+            recorder.add(playing, lengths, rewards[active], log_probs, allowed, states if with_states else None)
+            ended = active[(terminated | truncated)[active]]
+            failed = [slot for slot in ended if recorder.end(slots.episode[slot], slot, observation, info)]
+            recorder.flags(slots.episode[ended], terminated[ended], truncated[ended])
+            if ended.size and slots.end(ended, failed):
+                observation = slots.reset()
+    return recorder.rollout(prompts)
+
+
+class _Slots:
+    """Which episode each slot plays, and which slots are to begin another."""
+
+    def __init__(self, venv: gym.vector.VectorEnv, episodes: int, prompts: Sequence[Any] | None) -> None:
+        self.venv, self.episodes, self.prompts = venv, episodes, prompts
+        self.episode = np.arange(venv.num_envs)  # ≥ episodes: none any more
+        self._started = venv.num_envs
+        self._begin = np.ones(venv.num_envs, dtype=bool)
+        self._again: dict[int, Any] = {}  # prompts of failed episodes, by slot
+
+    @property
+    def active(self) -> NDArray[np.int64]:
+        """Those that play."""
+        return np.flatnonzero(self.episode < self.episodes)
+
+    def reset(self) -> dict[str, NDArray[Any]]:
+        """Begin what is to begin; the observation."""
+        options: dict[str, Any] = {"reset_mask": self._begin}
+        if self.prompts is not None:
+            options["prompt"] = [self.prompts[e] if e < self.episodes else None for e in self.episode.tolist()]
+        elif self._again:
+            options["prompt"] = [self._again.get(slot) for slot in range(self.venv.num_envs)]
+        self._again = {}
+        observation: dict[str, NDArray[Any]] = self.venv.reset(options=options)[0]
+        return observation
+
+    def end(self, ended: NDArray[np.int64], failed: Sequence[int]) -> bool:
+        """Give slots their next episode, failed ones the same once more; whether there is anything to begin."""
+        env_attribute(self.venv, "abandon")(ended)  # those that were cut from outside
+        self._again = {slot: env_attribute(self.venv, "current_prompt")(slot) for slot in failed}
+        finished = ended[~np.isin(ended, failed)]
+        self.episode[finished] = self._started + np.arange(len(finished))
+        self._started += len(finished)
+        self._begin = np.isin(np.arange(self.venv.num_envs), ended) & (self.episode < self.episodes)
+        return bool(self._begin.any())
+
+
+class _Recorder:
+    """What happens in each of B episodes, written to its place in (B, L) as it happens."""
+
+    cut = {"score": float("nan"), "prompt": "", "text": "", "finish_reason": "cut"}
+
+    def __init__(self, venv: gym.vector.VectorEnv, episodes: int, vocab_size: int) -> None:
+        width = venv.single_observation_space["input_ids"].shape[0]  # type: ignore[index]
+        self.rewards, self.log_probs = np.zeros((episodes, width)), torch.zeros(episodes, width)
+        self.masks = np.zeros((episodes, width), dtype=np.int64)  # numbers in the table
+        self.table = MaskTable(vocab_size)
+        self.states: list[list[Tensor]] = [[] for _ in range(episodes)]
+        self.final: list[dict[str, Any]] = [{} for _ in range(episodes)]
+        self.ends = np.zeros((2, episodes), dtype=bool)  # terminated, truncated
+        self.failed_episodes = 0
+
+    def add(
+        self,
+        episodes: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        rewards: NDArray[np.float64],
+        log_probs: Tensor,
+        allowed: NDArray[np.bool_] | None,
+        states: Tensor | None,
+    ) -> None:
+        """One token of each of some episodes, in the column where it stands."""
+        self.rewards[episodes, columns] = rewards
+        self.log_probs[episodes, columns] = log_probs.cpu()
+        self.masks[episodes, columns] = 0 if allowed is None else self.table.number(allowed)
+        for at, episode in enumerate(episodes if states is not None else ()):
+            self.states[episode].append(states[at])  # type: ignore[index]
+
+    def end(self, episode: int, slot: int, observation: Any, info: Any) -> bool:
+        """An episode is over, in a slot of these batched results of `step`; whether it failed, and is forgotten."""
+        if _told(info, "finish_reason", slot) == "failed":
+            self._forget(episode)
+            return True
+        scored = _told(info, "score", slot) is not None  # a cut from outside brings no ending
+        self.final[episode] = {
+            **{key: observation[key][slot].copy() for key in observation},
+            **({key: info[key][slot] for key in self.cut} if scored else self.cut),
+            "scored": scored,
+        }
+        return False
+
+    def flags(self, episodes: NDArray[np.int64], *flags: NDArray[np.bool_]) -> None:
+        """How some of them have ended."""
+        self.ends[:, episodes] = flags
+
+    def _forget(self, episode: int) -> None:
+        self.rewards[episode], self.log_probs[episode], self.masks[episode] = 0.0, 0.0, 0
+        self.states[episode] = []
+        self.failed_episodes += 1
+        if self.failed_episodes > len(self.final):
+            raise RuntimeError(
+                f"{self.failed_episodes} episodes failed (finish_reason='failed') while {len(self.final)} were to be "
+                "played: the environment's infrastructure is down; nothing was learned from them"
+            )
+
+    def rollout(self, chosen_prompts: Sequence[Any] | None) -> Rollout:
+        """Cut everything to the longest trajectory."""
+        final = self.final
+        width = max(int(f["attention_mask"].sum()) for f in final)
+        names = ("input_ids", "attention_mask", "response_mask")
+        grids = (np.stack([f[name][:width] for f in final]).astype(np.int64) for name in names)
+        states = [state for episode in self.states for state in episode]
+        return Rollout(
+            tokens=TokenBatch(*map(torch.from_numpy, grids)),
+            rewards=torch.from_numpy(self.rewards[:, :width]).float(),
+            sampled_log_probs=self.log_probs[:, :width].clone(),
+            terminated=torch.from_numpy(self.ends[0]),
+            truncated=torch.from_numpy(self.ends[1]),
+            scores=torch.tensor([float(f["score"]) for f in final]),
+            prompts=[str(f["prompt"]) for f in final],
+            texts=[str(f["text"]) for f in final],
+            finish_reasons=[str(getattr(f["finish_reason"], "value", f["finish_reason"])) for f in final],
+            action_masks=self.table.action_masks(torch.from_numpy(self.masks[:, :width])),
+            scored=torch.tensor([f["scored"] for f in final]),
+            states=torch.stack(states) if states else None,
+            chosen_prompts=None if chosen_prompts is None else list(chosen_prompts),
+            failed_episodes=self.failed_episodes,
+        )
+
+
+def _told(info: Mapping[str, Any], name: str, slot: int) -> Any:
+    """What the batched info of a step says of a slot, or None."""
+    return info[name][slot] if name in info and info[f"_{name}"][slot] else None
 
 
 def _check(venv: Any, language_model: LanguageModel, episodes: int, prompts: Sequence[Any] | None) -> None:
@@ -228,13 +302,6 @@ def _check(venv: Any, language_model: LanguageModel, episodes: int, prompts: Seq
         raise ValueError(f"episodes={episodes} must be at least the {venv.num_envs} slots of the environment")
     if prompts is not None and len(prompts) != episodes:
         raise ValueError(f"prompts has {len(prompts)} entries; it needs one for each of the {episodes} episodes")
-
-
-def _options(refill: NDArray[np.bool_], episode: NDArray[np.int64], prompts: Sequence[Any] | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"reset_mask": refill}
-    if prompts is not None:
-        options["prompt"] = [prompts[min(e, len(prompts) - 1)] for e in episode]
-    return options
 
 
 def _action_masks(venv: gym.vector.VectorEnv, active: NDArray[np.int64]) -> NDArray[np.bool_] | None:

@@ -1,20 +1,54 @@
 """The numbers that describe a set of responses: one definition for training, held-out prompts and Stable-Baselines3.
 
-What lives here: `response_metrics`, of one number per response, and `rollout_metrics`, of a rollout. What does not:
-what only an update knows (``batch.py``), standard errors (``evaluate.py``), files (``metrics.py``).
-docs/metrics.md explains each number.
+What lives here: `response_metrics`, of one number per response, `rollout_metrics`, of a rollout, and `batch_metrics`,
+of one that an update learns from. What does not: what the update itself finds (the losses), standard errors
+(``training/evaluate.py``), files (``training/metrics_log.py``). docs/metrics.md explains each number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from textgen_env.kl import k1
+from textgen_env.kl import k1, k3
 
+from .advantages import gae, masked_mean
+from .losses import explained_variance
 from .rollout import Rollout
+
+if TYPE_CHECKING:
+    from .training.on_policy import Batch
+
+
+def batch_metrics(batch: Batch) -> dict[str, float]:
+    """`rollout_metrics` of a scored rollout, and what only its advantages tell."""
+    rollout, mask = batch.rollout, batch.rollout.response_mask
+    shared = rollout_metrics(rollout, batch.old_log_probs, batch.ref_log_probs)
+    scores = rollout.scores[rollout.scores.isfinite()]  # a cut from outside has none
+    metrics = {
+        **{name: values[0] for name, values in shared.items()},
+        "score_std": scores.std(correction=0) if len(scores) else torch.zeros(()),
+        "reward": batch.rewards.sum(dim=1).mean(),
+        "advantage_std": batch.advantages[mask.bool()].std(correction=0),
+        "sampling_gap": masked_mean((batch.old_log_probs - rollout.sampled_log_probs).abs(), mask),
+        "failed_episodes": torch.tensor(rollout.failed_episodes),
+    }
+    if batch.values is not None:
+        metrics["value"] = masked_mean(batch.values, mask)
+        metrics["explained_variance"] = explained_variance(batch.values, batch.returns, mask)
+    if batch.ref_log_probs is not None:
+        metrics["kl_per_token_k3"] = masked_mean(k3(batch.old_log_probs, batch.ref_log_probs), mask)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def mean_return(rollout: Rollout, gamma: float) -> float:
+    """Mean over the tokens of Σ_k γ^k·r_{t+k}: of all constants the best guess of a return, before any is learned."""
+    no_values = torch.zeros_like(rollout.rewards)
+    _, returns = gae(rollout.rewards, no_values, rollout.response_mask, gamma, lam=1.0)
+    return float(masked_mean(returns, rollout.response_mask))
 
 
 def rollout_metrics(

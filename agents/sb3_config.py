@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from .extra import arg
-from .former_names import accept_former_names
-from .run_settings import RunSettings
-from .setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, check, optional, whole
+from .training.extra import arg
+from .training.former_names import accept_former_names
+from .training.run_settings import RunSettings
+from .training.setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, check, optional, whole
 
 
 @accept_former_names

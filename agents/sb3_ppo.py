@@ -14,14 +14,13 @@ trainer's do not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from torch import Tensor
 
 try:
     from stable_baselines3 import PPO
@@ -34,16 +33,19 @@ from textgen_env.integrations.sb3 import EpisodeRolloutBuffer, KLPenaltyCallback
 from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient
 from textgen_env.lm.adapters import save_merged
 from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.log_probs import response_log_probs
+from textgen_env.lm.sampling import SamplingParams
+from textgen_env.lm.token_batch import TokenBatch
 
-from .command_line import parse, resume_command
-from .command_line import run as run_program
-from .evaluate import EvalReport
-from .extra import Console
-from .files import replace_file
-from .policy import ActorCritic, frozen_scorer, response_grid
+from .policy import ActorCritic, Reference, TokenEvaluation, frozen_reference
 from .rollout_metrics import response_metrics
-from .run import Run
 from .sb3_config import SB3Settings
+from .training.command_line import parse, resume_command
+from .training.command_line import run as run_program
+from .training.evaluate import EvalReport
+from .training.extra import Console
+from .training.files import replace_file
+from .training.run import Run
 
 __all__ = ["SB3Run", "SB3Settings", "SB3Trainer", "main", "make_run", "run"]
 
@@ -61,12 +63,6 @@ class SteppedPPO(PPO):
         super()._update_current_progress_remaining(num_timesteps, self.planned_timesteps or total_timesteps)
 
 
-class LogProbs(NamedTuple):
-    """What an SB3 policy says of each response token, (B, T), 0 elsewhere; its critic is not asked."""
-
-    log_probs: Tensor
-
-
 class Judged:
     """An SB3 policy in the form that a run judges and saves."""
 
@@ -76,10 +72,11 @@ class Judged:
         self.language_model = LanguageModel.from_modules(policy.actor, tokenizer)
         self.device, self.named_parameters = policy.device, policy.named_parameters
 
-    def evaluate(self, *batch: Tensor, **sampling: Any) -> LogProbs:
-        """Teacher-forced log-probabilities of the response tokens, see `ActorCritic.evaluate`."""
+    def __call__(self, batch: TokenBatch, sampling: SamplingParams, **options: Any) -> TokenEvaluation:
+        """Teacher-forced log-probabilities of the response tokens, see `ActorCritic`; its critic is not asked."""
         model = self.language_model
-        return LogProbs(response_grid(model.model, *batch, vocab_size=model.vocab_size, **sampling))
+        scores = response_log_probs(model.model, batch, sampling, vocab_size=model.vocab_size, **options)
+        return TokenEvaluation(scores.log_probs, None, scores.entropy)
 
     def save(self, path: Path) -> None:
         """Write a folder that transformers' ``from_pretrained`` loads (LoRA merged)."""
@@ -133,11 +130,8 @@ class SB3Trainer:
 
     def __init__(self, settings: SB3Settings, venv: VectorEnv, model: SteppedPPO) -> None:
         self.settings, self.model, self.updates = settings, model, 0
-        self.sampling: dict[str, Any] = {"top_k": 0, "top_p": 1.0}
         self.env = cast(Any, venv.unwrapped)
-        self.reference: Callable[..., Tensor] | None = frozen_scorer(
-            self.env.reference.model, self.env.reference.vocab_size
-        )
+        self.sampling = SamplingParams(self.env.temperature)
         self.beta = FixedKLCoefficient(settings.kl_coef)
         if settings.adaptive_kl_target is not None:
             self.beta = AdaptiveKLCoefficient(settings.kl_coef, settings.adaptive_kl_target)
@@ -161,6 +155,10 @@ class SB3Trainer:
         metrics |= {short: float(logged[name]) for name, short in self.NAMES.items() if name in logged}
         metrics["tokens_per_second"] = self._tokens / (time.perf_counter() - begin)
         return metrics, self.responses
+
+    def held_out(self) -> dict[str, float]:
+        """Nothing more."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """All that can be taken up between two updates, as tensors and JSON values."""
@@ -208,6 +206,11 @@ class SB3Run(Run):
         """What is trained, with SB3's algorithm around it."""
         tokenizer = cast(Any, self.venv.unwrapped).language_model.tokenizer
         return cast(ActorCritic, Judged(make_model(cast(SB3Settings, self.settings), self.venv), tokenizer))
+
+    def make_reference(self) -> Reference:
+        """The environment's, whose weights nobody trains."""
+        reference = cast(Any, self.venv.unwrapped).reference
+        return frozen_reference(reference.model, reference.vocab_size)
 
     def _save(self) -> None:
         super()._save()
@@ -258,10 +261,7 @@ def make_run(arguments: Sequence[str] | None = None) -> SB3Run:
 
 
 def _run(settings: SB3Settings, console: Console | None = None, **options: Any) -> SB3Run:
-    def make_trainer(venv: VectorEnv, policy: ActorCritic) -> SB3Trainer:
-        return SB3Trainer(settings, venv, cast(Any, policy).model)
-
-    return SB3Run(settings, make_trainer, console, **options)
+    return SB3Run(settings, lambda run: SB3Trainer(settings, run.venv, cast(Any, run.policy).model), console, **options)
 
 
 def run(settings: SB3Settings, console: Console | None = None) -> tuple[EvalReport, EvalReport]:

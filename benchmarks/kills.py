@@ -25,8 +25,8 @@ import torch
 import tyro
 
 from benchmarks.report import keep
-from textgen_env.agents.metrics import read_metrics
 from textgen_env.agents.ppo import main as train
+from textgen_env.agents.training.metrics_log import read_metrics
 
 FLAGS = {
     "max-new-tokens": 6,

@@ -23,7 +23,7 @@ from tyro.conf import OmitArgPrefixes
 from benchmarks.peers.workload import peak_rss_gb
 from benchmarks.report import keep, learning_table
 from textgen_env.agents.ppo import PPO, PPOSettings
-from textgen_env.agents.run import Run
+from textgen_env.agents.training.run import Run
 
 
 @dataclass

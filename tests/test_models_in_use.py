@@ -13,8 +13,7 @@ from model_zoo import batch, build, own_output
 from tiny_models import byte_tokenizer
 
 from textgen_env.agents.policy import ActorCritic, PolicyConfig
-from textgen_env.agents.ppo import PPO
-from textgen_env.agents.ppo_config import PPOConfig
+from textgen_env.agents.ppo import PPO, PPOConfig
 from textgen_env.integrations.networks import LMLogits
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.log_probs import predicting, states

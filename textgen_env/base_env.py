@@ -6,7 +6,8 @@ It translates between an `Engine` and Gymnasium; stepping itself is written out 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -127,6 +128,26 @@ class TextGenBase:
             report_ref_logprob: whether `info` still has `ref_logprob`; without it the reference is never run.
         """
         self.engine.delegate_kl(report_ref_logprob=report_ref_logprob)
+
+    @contextmanager
+    def kl_delegated(self, report_ref_logprob: bool = False) -> Iterator[None]:
+        """`delegate_kl` for as long as the context lasts; afterwards the KL is paid as it was before."""
+        kl = self.engine.kl
+        before = kl.policy, kl.delegated, kl.report
+        self.delegate_kl(report_ref_logprob)
+        try:
+            yield
+        finally:
+            kl.policy, kl.delegated, kl.report = before
+
+    @property
+    def never_reset(self) -> bool:
+        """Whether no slot has ever begun an episode."""
+        return all(prompt is None for prompt in self.engine.current)
+
+    def current_prompt(self, slot: int = 0) -> Prompt | None:
+        """What a slot's episode began with, running or ended: `reset(options={"prompt": …})` takes it again."""
+        return self.engine.current[slot]
 
     # --- infos and frames ---------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from textgen_env.episode import Prefixes
 from textgen_env.kl import check_estimator, estimate_kl, full_kl
-from textgen_env.lm.sampling import warp_logits
+from textgen_env.lm.sampling import SamplingParams, warp_logits
 from textgen_env.notices import shown, warn_user
 from textgen_env.vocabulary import same_vocabulary
 
@@ -174,7 +174,9 @@ class KLPenalty:
         are taken as make k.
         """
         mask = None if allowed is None else torch.from_numpy(allowed)
-        warped = warp_logits(self.ref_logits(prefixes, rows), temperature=self.temperature, top_p=self.top_p, mask=mask)
+        warped = warp_logits(
+            self.ref_logits(prefixes, rows), SamplingParams(self.temperature, top_p=self.top_p), mask=mask
+        )
         best = warped.max(dim=-1).values.cpu().numpy()  # NaN where any is
         if not np.isfinite(best).all():
             slot = rows[~np.isfinite(best)][0]
@@ -243,7 +245,7 @@ class KLPenalty:
 
     def _warp(self, logits: torch.Tensor, masks: NDArray[np.bool_] | None) -> torch.Tensor:
         mask = None if masks is None else torch.from_numpy(masks)
-        return warp_logits(logits, temperature=self.temperature, mask=mask)
+        return warp_logits(logits, SamplingParams(self.temperature), mask=mask)
 
     def _warn_unbound(self) -> None:
         if self.estimator != "k1":

@@ -14,10 +14,9 @@ from gymnasium.vector import AutoresetMode
 
 import textgen_env  # noqa: F401  (registers the environments)
 from benchmarks.peers.workload import KL_COEF, LEARNING_RATE, PROMPTS, Work, even_share, parse
-from textgen_env.agents.memory import keep_freed_memory
 from textgen_env.agents.policy import ActorCritic
-from textgen_env.agents.ppo import PPO
-from textgen_env.agents.ppo_config import PPOConfig
+from textgen_env.agents.ppo import PPO, PPOConfig
+from textgen_env.agents.training.memory import keep_freed_memory
 from textgen_env.lm.language_model import LanguageModel
 
 

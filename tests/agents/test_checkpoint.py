@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from textgen_env.agents.checkpoint import (
+from textgen_env.agents.training.checkpoint import (
     CheckpointError,
     latest_checkpoint,
     read_newest,

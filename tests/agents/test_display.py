@@ -16,12 +16,12 @@ from rich.console import Console
 from small_run import small_settings
 
 from textgen_env.agents import command_line
-from textgen_env.agents.display import Display
-from textgen_env.agents.evaluate import EvalReport
-from textgen_env.agents.metrics import read_metrics
 from textgen_env.agents.ppo import PPO
-from textgen_env.agents.report import answers_table, samples_table
-from textgen_env.agents.run import Run
+from textgen_env.agents.training.display import Display
+from textgen_env.agents.training.evaluate import EvalReport
+from textgen_env.agents.training.metrics_log import read_metrics
+from textgen_env.agents.training.report import answers_table, samples_table
+from textgen_env.agents.training.run import Run
 
 STEERING = {
     "title": "\x1b]0;owned\x07",
@@ -151,7 +151,7 @@ def test_tables_that_fail_come_after_the_checkpoint(make_run: Callable[..., Run]
         raise RuntimeError("no table")
 
     for name in ("samples_table", "before_after_table", "answers_table"):
-        monkeypatch.setattr(f"textgen_env.agents.run.{name}", broken)
+        monkeypatch.setattr(f"textgen_env.agents.training.run.{name}", broken)
     run = make_run(console)
     assert finished(run.execute())
     assert shown_on(console).count("left out: RuntimeError: no table") == 4

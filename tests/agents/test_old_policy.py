@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from textgen_env.agents.policy import ActorCritic, PolicyConfig
-from textgen_env.agents.ppo import PPO
-from textgen_env.agents.ppo_config import PPOConfig
+from textgen_env.agents.ppo import PPO, PPOConfig
 from textgen_env.lm.language_model import LanguageModel
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]

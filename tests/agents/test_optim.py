@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from textgen_env.agents.checkpoint import read_state, write_state
-from textgen_env.agents.optim import MasterAdamW, clip_grad_norm, lr_factor
+from textgen_env.agents.training.checkpoint import read_state, write_state
+from textgen_env.agents.training.optim import MasterAdamW, clip_grad_norm, lr_factor
 from textgen_env.lm.language_model import LanguageModel
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from textgen_env.agents.policy import ActorCritic, PolicyConfig
-from textgen_env.agents.ppo import PPO, NonFiniteError
-from textgen_env.agents.ppo_config import PPOConfig
+from textgen_env.agents.ppo import PPO, NonFiniteError, PPOConfig
 from textgen_env.lm.language_model import LanguageModel
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]

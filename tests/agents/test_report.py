@@ -13,7 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from textgen_env.agents.evaluate import (
+from textgen_env.agents.rollout import Rollout
+from textgen_env.agents.training.evaluate import (
     EvalReport,
     Played,
     distinct_n,
@@ -23,8 +24,7 @@ from textgen_env.agents.evaluate import (
     standard_error_of_difference,
     summarize,
 )
-from textgen_env.agents.report import before_after_table, held_out_curve, plot, too_large
-from textgen_env.agents.rollout import Rollout
+from textgen_env.agents.training.report import before_after_table, held_out_curve, plot, too_large
 from textgen_env.lm.language_model import LanguageModel
 
 

@@ -10,11 +10,10 @@ import gymnasium as gym
 import pytest
 import torch
 
-from textgen_env.agents.evaluate import Played, summarize
 from textgen_env.agents.policy import ActorCritic
-from textgen_env.agents.ppo import PPO
-from textgen_env.agents.ppo_config import PPOConfig
+from textgen_env.agents.ppo import PPO, PPOConfig
 from textgen_env.agents.rollout_metrics import response_metrics
+from textgen_env.agents.training.evaluate import Played, summarize
 from textgen_env.lm.language_model import LanguageModel
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from small_run import flags, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from textgen_env.agents.checkpoint import CheckpointError
-from textgen_env.agents.evaluate import distinct_n
-from textgen_env.agents.metrics import MetricsLog, read_metrics
 from textgen_env.agents.ppo import main
-from textgen_env.agents.run import split_prompts
+from textgen_env.agents.training.checkpoint import CheckpointError
+from textgen_env.agents.training.evaluate import distinct_n
+from textgen_env.agents.training.metrics_log import MetricsLog, read_metrics
+from textgen_env.agents.training.run import split_prompts
 from textgen_env.episode import Prompt
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from textgen_env.agents.checkpoint import CheckpointError
-from textgen_env.agents.ppo_config import PPOConfig, PPOSettings
-from textgen_env.agents.run_folder import RunFolder
-from textgen_env.agents.run_settings import RunSettings
+from textgen_env.agents.ppo import PPOConfig, PPOSettings
+from textgen_env.agents.training.checkpoint import CheckpointError
+from textgen_env.agents.training.run_folder import RunFolder
+from textgen_env.agents.training.run_settings import RunSettings
 
 
 def settings(folder: Path, **more: Any) -> RunSettings:

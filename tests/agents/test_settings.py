@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from small_run import start
 
-from textgen_env.agents.command_line import parse
-from textgen_env.agents.command_line import run as run_program
 from textgen_env.agents.policy import PolicyConfig
-from textgen_env.agents.ppo import make_run
-from textgen_env.agents.ppo_config import PPOConfig, PPOSettings
+from textgen_env.agents.ppo import PPOConfig, PPOSettings, make_run
+from textgen_env.agents.training.command_line import parse
+from textgen_env.agents.training.command_line import run as run_program
 
 NEVER = [math.nan, math.inf, -math.inf, "1", True, [1]]
 POSITIVE = [*NEVER, 0, -1, 10**400]

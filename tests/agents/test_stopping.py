@@ -18,11 +18,11 @@ import pytest
 from rich.console import Console
 from small_run import flags, small_settings, start, write_prompts
 
-from textgen_env.agents.checkpoint import latest_checkpoint
-from textgen_env.agents.metrics import read_metrics
 from textgen_env.agents.ppo import PPO, PPOSettings, main, make_run
-from textgen_env.agents.run import Run
-from textgen_env.agents.stopping import SIGNALS, Stopped, Stopping
+from textgen_env.agents.training.checkpoint import latest_checkpoint
+from textgen_env.agents.training.metrics_log import read_metrics
+from textgen_env.agents.training.run import Run
+from textgen_env.agents.training.stopping import SIGNALS, Stopped, Stopping
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_what_is_said_goes_on_with_the_run(word_model: Path, prompts: Path, tmp_
 
 CHILD = """
 import os, signal, time
-from textgen_env.agents.stopping import Stopping
+from textgen_env.agents.training.stopping import Stopping
 with Stopping("noted") as stopping:
     with stopping.deferred():
         print("ready", flush=True)

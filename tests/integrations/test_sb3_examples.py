@@ -19,8 +19,8 @@ from load_example import load_example
 from stable_baselines3 import PPO
 
 import textgen_env  # noqa: F401  registers the tasks
-from textgen_env.agents.metrics import MetricsLog, read_metrics
 from textgen_env.agents.sb3_ppo import SB3Settings, run
+from textgen_env.agents.training.metrics_log import MetricsLog, read_metrics
 
 
 @pytest.mark.parametrize(

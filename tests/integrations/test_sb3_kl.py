@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from textgen_env import LanguageModel, TextGenEnv, TextGenVectorEnv
 from textgen_env.agents.policy import ActorCritic
 from textgen_env.agents.ppo import PPO as NativePPO
-from textgen_env.agents.ppo_config import PPOConfig
+from textgen_env.agents.ppo import PPOConfig
 from textgen_env.agents.rollout import Rollout
 from textgen_env.integrations.sb3 import KLPenaltyCallback, SB3VecEnv
 from textgen_env.kl import AdaptiveKLCoefficient

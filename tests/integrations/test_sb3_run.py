@@ -23,10 +23,10 @@ from rich.console import Console
 from stable_baselines3 import PPO
 
 from textgen_env.agents import sb3_ppo
-from textgen_env.agents.checkpoint import CheckpointError, latest_checkpoint
-from textgen_env.agents.finite import NonFiniteError
-from textgen_env.agents.metrics import read_metrics
 from textgen_env.agents.sb3_ppo import SB3Settings, make_run, run
+from textgen_env.agents.training.checkpoint import CheckpointError, latest_checkpoint
+from textgen_env.agents.training.finite import NonFiniteError
+from textgen_env.agents.training.metrics_log import read_metrics
 
 SCORER = '{"name": "normalize", "scorer": {"name": "length", "target": 3}}'
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -25,7 +25,8 @@ from textgen_env.lm.backbone import HALF, unwrap
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.log_probs import predicting, response_log_probs, states
 from textgen_env.lm.prefix_cache import PrefixCache
-from textgen_env.lm.sampling import sample, warp_logits
+from textgen_env.lm.sampling import SamplingParams, sample, warp_logits
+from textgen_env.lm.token_batch import TokenBatch
 from textgen_env.notices import warn_user
 
 MOST_CACHES = 3  # training, evaluation and single observations; further batch sizes push the oldest out
@@ -166,17 +167,21 @@ class LanguageModelMixin:
 
     def evaluate_actions(self: Any, obs: dict[str, Tensor], actions: Tensor, action_masks: Any = None) -> Any:
         """Values (N, 1), log-probabilities (N,) and entropies (N,) or None of N transitions, with gradient."""
-        shared = share_forwards(*_prefixes(obs), actions)
-        mask = None if action_masks is None else torch.as_tensor(action_masks, dtype=torch.bool)
+        texts = share_forwards(*_prefixes(obs), actions)
         scores = response_log_probs(
             self.actor,
-            *shared,
+            texts,
+            SamplingParams(self.temperature),
             vocab_size=self.vocab_size,
-            temperature=self.temperature,
-            mask=mask,
+            mask=None if action_masks is None else torch.as_tensor(action_masks, dtype=torch.bool),
             with_entropy=self.exact_entropy,
+            readout=lambda hidden: self._values(hidden).squeeze(1),
         )
-        return self._values(scores.hidden), scores.log_probs, scores.entropy
+        written = texts.response_mask.bool()  # SB3 wants one row per transition
+        values, log_probs, entropy = (
+            None if part is None else part[written] for part in (scores.readout, scores.log_probs, scores.entropy)
+        )
+        return values.unsqueeze(1), log_probs, entropy  # type: ignore[union-attr]
 
     def get_distribution(self: Any, obs: dict[str, Tensor], action_masks: Any = None) -> Any:
         """The distribution over all tokens at N prefixes, (N, V) in memory: what TRPO asks for."""
@@ -197,15 +202,15 @@ class LanguageModelMixin:
         return self._values(self._shared_states(obs)[0]) if self.training else self._next(obs)[1]
 
     def _shared_states(self: Any, obs: dict[str, Tensor]) -> Any:
-        input_ids, attention_mask, response_mask = share_forwards(*_prefixes(obs))
-        return states(self.actor, input_ids, attention_mask, predicting(response_mask))
+        texts = share_forwards(*_prefixes(obs))
+        return states(self.actor, texts.input_ids, texts.attention_mask, predicting(texts.response_mask))
 
     def _values(self: Any, hidden: Tensor) -> Tensor:
         return self.value_scale * self.value_net(hidden.float())
 
     def _warp(self: Any, logits: Tensor, action_masks: Any) -> Tensor:
         mask = None if action_masks is None else torch.as_tensor(action_masks, dtype=torch.bool)
-        return warp_logits(logits, temperature=self.temperature, mask=mask)
+        return warp_logits(logits, SamplingParams(self.temperature), mask=mask)
 
 
 OPTIONS = (
@@ -235,20 +240,12 @@ class LMActorCriticPolicy(LanguageModelMixin, ActorCriticPolicy):  # type: ignor
     """
 
 
-class Shared(NamedTuple):
-    """Texts that hold N transitions: three (B, T) int64, right-padded; response_mask has N ones, in their order."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    response_mask: Tensor
-
-
-def share_forwards(ids: Tensor, lengths: Tensor, actions: Tensor | None = None) -> Shared:
+def share_forwards(ids: Tensor, lengths: Tensor, actions: Tensor | None = None) -> TokenBatch:
     """Put transitions together into as few texts as their order allows.
 
     Transition i + 1 continues i if its prefix is that of i followed by i's action. A run of such transitions is one
     text, its last prefix and action; any other transition is a text of its own. Right for any order, cheap for whole
-    episodes.
+    episodes. The N response tokens are the actions, in their order.
 
     Args:
         ids: (N, L) int64 prefixes, right-padded; lengths: (N,) int64.
@@ -266,7 +263,7 @@ def share_forwards(ids: Tensor, lengths: Tensor, actions: Tensor | None = None) 
     start, end = lengths[firsts, None], lengths[lasts, None]  # response columns start … end, both included
     texts = nn.functional.pad(ids[lasts], (0, 1)).scatter(1, end, actions[lasts, None])[:, : int(end.max()) + 1]
     columns = torch.arange(texts.shape[1], device=ids.device)
-    return Shared(texts, (columns <= end).long(), ((columns >= start) & (columns <= end)).long())
+    return TokenBatch(texts, (columns <= end).long(), ((columns >= start) & (columns <= end)).long())
 
 
 def _prefixes(obs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from textgen_env.lm.backbone import evaluating, unwrap
 from textgen_env.lm.loading import LOADING, Location, as_device, as_dtype, load_weights, open_model
-from textgen_env.lm.log_probs import response_log_probs, unpack
+from textgen_env.lm.log_probs import response_log_probs
 from textgen_env.lm.model_kinds import check_causal, check_live_causal
 from textgen_env.lm.prefix_cache import PrefixCache
+from textgen_env.lm.sampling import PLAIN, SamplingParams, takes_sampling
+from textgen_env.lm.token_batch import TokenBatch
 from textgen_env.lm.token_text import TokenText
 
 TOKENS_PER_BATCH = 4096  # padded tokens that `log_probs` sends through the model at a time
@@ -175,22 +177,35 @@ class LanguageModel:
         """A memory of `rows` prefixes for next-token logits; loads the weights."""
         return PrefixCache(self.model, rows, vocab_size=self.vocab_size)
 
+    @property
+    def end_token_id(self) -> int:
+        """The token that ends a text when one is written: the tokenizer's EOS, or the first of the model's.
+
+        Raises:
+            ValueError: the model knows none.
+        """
+        ends = [self.tokenizer.eos_token_id, *sorted(self.eos_token_ids)]
+        known = [int(token) for token in ends if token in self.eos_token_ids]
+        if not known:
+            raise ValueError(f"{self.source!r} knows no EOS token; set tokenizer.eos_token to one of its tokens")
+        return known[0]
+
     @torch.no_grad()
+    @takes_sampling
     def log_probs(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
+        sampling: SamplingParams = PLAIN,
         *,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Log-probability of each token given those before it, teacher-forced, without gradient.
 
         Args:
             input_ids: (B, T) int64, right-padded, and attention_mask (B, T): 1 for tokens, then 0.
-            temperature, top_k, top_p, mask: warping as in `sampling.warp_logits`; mask is (V,).
+            sampling: warps the distribution.
+            mask: bool (V,), the tokens that are allowed.
 
         Returns:
             (B, T) float32 on the input's device; 0 in column 0, which nothing precedes, and at padding.
@@ -198,12 +213,12 @@ class LanguageModel:
         result = torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device)
         wanted = attention_mask.bool().clone()
         wanted[:, 0] = False
-        warping: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask": mask}
+        texts = TokenBatch(input_ids, attention_mask, wanted)
         with evaluating(self.model):
             for rows in torch.arange(len(input_ids)).split(max(1, TOKENS_PER_BATCH // input_ids.shape[1])):
-                batch = [part[rows].to(self.device) for part in (input_ids, attention_mask, wanted)]
-                scores = response_log_probs(self.model, *batch, vocab_size=self.vocab_size, **warping)
-                result[rows] = unpack(scores.log_probs, batch[2]).to(result.device)
+                some = TokenBatch(*(part[rows].to(self.device) for part in texts))
+                scores = response_log_probs(self.model, some, sampling, vocab_size=self.vocab_size, mask=mask)
+                result[rows] = scores.log_probs.to(result.device)
         return result
 
     def __getstate__(self) -> dict[str, Any]:

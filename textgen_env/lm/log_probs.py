@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from textgen_env.lm.backbone import Transform, learn_split, split, unwrap
 from textgen_env.lm.gqa_attention import best_attention
-from textgen_env.lm.sampling import warp_logits
+from textgen_env.lm.sampling import PLAIN, SamplingParams, warp_logits
+from textgen_env.lm.token_batch import TokenBatch
 from textgen_env.lm.token_log_probs import token_log_probs
 from textgen_env.lm.upcast_linear import upcast_linear
 from textgen_env.lm.verification import Oracle, undisturbed
@@ -30,28 +31,27 @@ logger = logging.getLogger(__name__)
 TOKENS_PER_CHUNK = 1024  # rows of the head's output that are in memory at a time: 200 MB in float32 at 49k tokens
 
 
-class ResponseScores(NamedTuple):
-    """What `response_log_probs` knows of the N positions where response_mask is 1, in row-major order."""
+Readout: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""What reads hidden states, such as a value head: (N, d) in the model's dtype → (N,)."""
 
-    log_probs: torch.Tensor  # (N,) float32: log π(a_t | s_t)
-    entropy: torch.Tensor | None  # (N,) float32: H(π(· | s_t)), nats
-    hidden: (
-        torch.Tensor
-    )  # (N, d) model's dtype: last hidden state at s_t, the position *before* the token (value heads read it)
+
+class ResponseScores(NamedTuple):
+    """What `response_log_probs` knows of the response tokens: all (B, T) float32, 0 elsewhere."""
+
+    log_probs: torch.Tensor  # log π(a_t | s_t)
+    entropy: torch.Tensor | None  # H(π(· | s_t)), nats; if asked for
+    readout: torch.Tensor | None  # what `readout` made of the hidden state at s_t, the position *before* the token
 
 
 def response_log_probs(
     model: nn.Module,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    response_mask: torch.Tensor,
+    batch: TokenBatch,
+    sampling: SamplingParams = PLAIN,
     *,
     vocab_size: int | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     mask: torch.Tensor | None = None,
     with_entropy: bool = False,
+    readout: Readout | None = None,
 ) -> ResponseScores:
     """Log-probability of every response token given all tokens before it.
 
@@ -59,33 +59,28 @@ def response_log_probs(
 
     Args:
         model: a causal LM of transformers, or one wrapped by peft.
-        input_ids: (B, T) int64, right-padded.
-        attention_mask: (B, T), 1 for real tokens, then 0 for padding.
-        response_mask: (B, T), 1 where the agent wrote the token; column 0 has nothing before it and must be 0.
+        batch: the texts, and which tokens of them are the responses.
+        sampling: what the tokens were sampled with.
         vocab_size: number of actions; logits beyond it (padding rows of the embedding) do not exist for the softmax.
             None: all.
-        temperature, top_k, top_p, mask: the warping that the tokens were sampled with (see `warp_logits`); mask is
-            (V,) or (N, V).
+        mask: bool (V,), or (N, V) of the N response tokens, row by row: what was allowed.
         with_entropy: also return the entropy of the warped distribution.
+        readout: also read the hidden states with this.
 
     Returns:
-        `ResponseScores`; gradients flow through all three. `unpack` spreads a column over (B, T).
-
-    Raises:
-        ValueError: shapes differ, the padding is not on the right, or response_mask marks padding or column 0.
+        `ResponseScores`; gradients flow through all three.
     """
-    _check_batch(input_ids, attention_mask, response_mask)
-    tokens = input_ids[response_mask.bool()]
-    hidden, logits_at = states(model, input_ids, attention_mask, predicting(response_mask))
+    tokens = batch.input_ids[batch.response_mask.bool()]  # (N,), row by row, as all that follows
+    hidden, logits_at = states(model, batch.input_ids, batch.attention_mask, predicting(batch.response_mask))
     # warping widens the whole chunk; where there is none, that is left to `token_log_probs`, piece by piece
-    warped = (temperature, top_k, top_p) != (1.0, 0, 1.0) or mask is not None
+    warped = sampling != PLAIN or mask is not None
 
     def score(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         chosen = tokens[index]
         rows = mask if mask is None or mask.dim() == 1 else mask[index]
         logits = logits_at(index)[:, :vocab_size]
         if warped:
-            logits = warp_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, mask=rows, keep=chosen)
+            logits = warp_logits(logits, sampling, mask=rows, keep=chosen)
         return token_log_probs(logits, chosen, with_entropy=with_entropy)
 
     recompute = (
@@ -95,7 +90,21 @@ def response_log_probs(
     parts = [checkpoint(score, chunk, use_reentrant=False) if recompute else score(chunk) for chunk in chunks]
     log_probs = torch.cat([part[0] for part in parts])
     entropy = torch.cat([part[1] for part in parts if part[1] is not None]) if with_entropy else None
-    return ResponseScores(log_probs, entropy, hidden)
+    read = None if readout is None else unpack(readout(hidden), batch.response_mask)
+    entropies = None if entropy is None else unpack(entropy, batch.response_mask)
+    return ResponseScores(unpack(log_probs, batch.response_mask), entropies, read)
+
+
+def read_states(model: nn.Module, batch: TokenBatch, readout: Readout) -> torch.Tensor:
+    """What `readout` makes of the hidden states before the response tokens, (B, T), 0 elsewhere.
+
+    Args:
+        model: a causal LM of transformers, or the body of one (a critic).
+        batch: the texts.
+        readout: such as a value head.
+    """
+    hidden, _ = states(model, batch.input_ids, batch.attention_mask, predicting(batch.response_mask))
+    return unpack(readout(hidden), batch.response_mask)
 
 
 def unpack(per_token: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
@@ -199,15 +208,3 @@ def _halves(inner: Any) -> tuple[Any, Transform]:
 def _logits(inner: nn.Module, head: Transform, hidden: torch.Tensor, way: str) -> torch.Tensor:
     with upcast_linear(inner) if way == "fast" else nullcontext():
         return head(hidden)
-
-
-def _check_batch(input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor) -> None:
-    if not input_ids.shape == attention_mask.shape == response_mask.shape or input_ids.dim() != 2:
-        shapes = f"{tuple(input_ids.shape)}, {tuple(attention_mask.shape)}, {tuple(response_mask.shape)}"
-        raise ValueError(f"input_ids, attention_mask, response_mask: expected one shape (B, T), got {shapes}")
-    if (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
-        raise ValueError("attention_mask: expected right padding (ones, then zeros), got a one after a zero")
-    if (response_mask.bool() & ~attention_mask.bool()).any():
-        raise ValueError("response_mask: marks positions that attention_mask calls padding")
-    if response_mask[:, 0].any():
-        raise ValueError("response_mask: column 0 is marked, but no state precedes the first token")

@@ -2,22 +2,88 @@
 
 `warp_logits` is the one place where temperature, top-k, top-p and action masks are applied: to the policy when it
 samples, to the reference, and to every scored log-probability, so that the three always speak of the same
-distribution. Nothing here knows a model.
+distribution. `SamplingParams` are its settings, handed on whole by everybody who samples or scores. Nothing here knows
+a model.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
 import torch
+
+from textgen_env.notices import warn_user
 
 BLOCK = 256  # tokens per block of the two-level sampler: 49,152 tokens are 192 sums, small enough to search at no cost
 
 
+@dataclass(frozen=True)
+class SamplingParams:
+    """How next tokens are drawn. Whatever warps sampling warps the scored log-probabilities, so it is one thing.
+
+    Attributes:
+        temperature: divides the logits; > 0.
+        top_k: keep the k largest (ties with the k-th stay); 0 keeps all.
+        top_p: keep the smallest set of tokens whose probabilities reach this sum (nucleus sampling, Holtzman et al.
+            2020); 1 keeps all.
+
+    Raises:
+        TypeError, ValueError: a setting of another type or out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature: expected a number > 0, got {self.temperature!r}")
+        if operator.index(self.top_k) < 0:
+            raise ValueError(f"top_k: expected an integer >= 0 (0 keeps all tokens), got {self.top_k!r}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p: expected a number in (0, 1], got {self.top_p!r}")
+
+    @property
+    def of_reference(self) -> SamplingParams:
+        """What the reference shares: the temperature. Outside its own nucleus KL(π‖π_ref) would be infinite."""
+        return replace(self, top_k=0, top_p=1.0)
+
+
+PLAIN = SamplingParams()
+"""The model's own distribution."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def takes_sampling(function: Function) -> Function:
+    """Let a function that takes ``sampling`` also be called with its fields, as before there was the type.
+
+    For one release, with a DeprecationWarning.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **options: Any) -> Any:
+        fields = {name: options.pop(name) for name in ("temperature", "top_k", "top_p") if name in options}
+        if fields:
+            given = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+            message = f"give sampling=SamplingParams({given}); its fields by themselves go with the next release"
+            warn_user(message, DeprecationWarning)
+            options["sampling"] = SamplingParams(**fields)
+        return function(*args, **options)
+
+    return wrapper  # type: ignore[return-value]
+
+
+@takes_sampling
 def warp_logits(
     logits: torch.Tensor,
+    sampling: SamplingParams = PLAIN,
     *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     mask: torch.Tensor | None = None,
     keep: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -25,10 +91,7 @@ def warp_logits(
 
     Args:
         logits: (..., V), any floating type.
-        temperature: divides the logits; > 0.
-        top_k: keep the k largest (ties with the k-th stay); 0 keeps all.
-        top_p: keep the smallest set of tokens whose probabilities reach this sum (nucleus sampling, Holtzman et al.
-            2020); 1 keeps all.
+        sampling: temperature, top-k and top-p.
         mask: bool, broadcasts to (..., V); True marks the allowed tokens.
         keep: (...) token ids that top-k and top-p may not remove. Give the actions that were taken when old samples
             are scored anew: a rounding difference at the edge of the set would otherwise turn a sampled token into log
@@ -37,11 +100,8 @@ def warp_logits(
     Returns:
         (..., V) float32; excluded entries are -inf. Differentiable. The input is never modified, but is returned as it
         is when there is nothing to do.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
-    _check_settings(temperature, top_k, top_p)
+    temperature, top_k, top_p = sampling.temperature, sampling.top_k, sampling.top_p
     logits = logits.float()
     if mask is not None:
         logits = logits.masked_fill(~mask.to(device=logits.device, dtype=torch.bool), -torch.inf)
@@ -117,12 +177,3 @@ def _invert(cumulative: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tenso
 def _spare(excluded: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
     """Take the tokens `keep` out of the excluded ones."""
     return excluded if keep is None else excluded.scatter(-1, keep.unsqueeze(-1), False)
-
-
-def _check_settings(temperature: float, top_k: int, top_p: float) -> None:
-    if not 0.0 < temperature < float("inf"):
-        raise ValueError(f"temperature: expected a number > 0, got {temperature!r}")
-    if top_k < 0:
-        raise ValueError(f"top_k: expected an integer >= 0 (0 keeps all tokens), got {top_k!r}")
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p: expected a number in (0, 1], got {top_p!r}")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from textgen_env.action_masks import check_slots
 from textgen_env.engine import Engine
-from textgen_env.lm.sampling import warp_logits
+from textgen_env.lm.sampling import SamplingParams, warp_logits
 from textgen_env.vector_env import NOOP
 
 
@@ -153,7 +153,7 @@ def rank(engine: Engine, rows: NDArray[np.int64], k: int) -> Choices:
     with engine.kl.limited(engine.config.reference_top_k):  # whoever asks, also within `narrowed`
         mask = torch.from_numpy(engine.action_masks(rows)) if engine.restricted else None
     logits = engine.kl.ref_logits(engine.prefixes, rows)
-    top = warp_logits(logits, temperature=engine.config.temperature, mask=mask).topk(k, dim=-1)
+    top = warp_logits(logits, SamplingParams(engine.config.temperature), mask=mask).topk(k, dim=-1)
     return Choices(top.indices.cpu().numpy(), top.values.double().log_softmax(dim=-1).cpu().numpy())
 
 

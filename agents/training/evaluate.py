@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -20,12 +20,13 @@ from torch import Tensor
 
 from textgen_env.kl import k1
 from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.sampling import SamplingParams, takes_sampling
 from textgen_env.render import Frame
 
-from .batch import join
-from .policy import ActorCritic
-from .rollout import Rollout, collect
-from .rollout_metrics import rollout_metrics
+from ..policy import ActorCritic, Reference
+from ..rollout import Rollout, collect
+from ..rollout_metrics import rollout_metrics
+from .trainer import join
 
 ROWS = 16  # trajectories per teacher-forced pass
 
@@ -95,14 +96,14 @@ class Played:
 
 
 @torch.no_grad()
+@takes_sampling
 def play(
     venv: gym.vector.VectorEnv,
     policy: ActorCritic,
-    reference: Callable[..., Tensor],
+    reference: Reference,
     *,
     seed: int = 0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    sampling: SamplingParams | None = None,
 ) -> Played:
     """Play every prompt of ``venv`` once and score the responses under the policy and the reference.
 
@@ -111,37 +112,35 @@ def play(
         policy: whom to judge.
         reference: log π_ref of response tokens, see `ActorCritic.reference`.
         seed: of the sampler.
-        top_k, top_p: how the policy samples.
+        sampling: how the policy samples; None: at the environment's temperature.
     """
     env = cast(Any, venv.unwrapped)
-    env.delegate_kl(report_ref_logprob=False)
-    sampling = {"temperature": env.temperature, "top_k": top_k, "top_p": top_p}
+    sampling = sampling or SamplingParams(env.temperature)
     generator = torch.Generator(policy.device).manual_seed(seed)
     count = len(env.prompts)
-    rollout = collect(venv, policy.language_model, count, generator=generator, prompts=range(count), **sampling)
+    prompts = range(count)
+    rollout = collect(venv, policy.language_model, count, generator=generator, prompts=prompts, sampling=sampling)
     rollout = rollout.to(policy.device)
     log_probs, ref_log_probs, values = [], [], []
     micro_batches = torch.arange(count, device=policy.device).split(ROWS)
     for rows in micro_batches:
         batch, mask = rollout.rows(rows), rollout.masks(rows)
-        scored = policy.evaluate(*batch, mask=mask, **sampling)
+        scored = policy(batch, sampling, mask=mask)
         log_probs.append(scored.log_probs)
-        values += [scored.values] if hasattr(scored, "values") else []
-        ref_log_probs.append(reference(*batch, mask=mask, temperature=env.temperature))
-    whole = partial(join, rollout, micro_batches)
+        values += [] if scored.values is None else [scored.values]
+        ref_log_probs.append(reference(batch, sampling, mask=mask))
+    whole = partial(join, rollout.tokens, micro_batches)
     return Played(rollout, whole(log_probs), whole(ref_log_probs), whole(values) if values else None)
 
 
-def evaluate(
-    venv: gym.vector.VectorEnv, policy: ActorCritic, reference: Callable[..., Tensor], **sampling: Any
-) -> EvalReport:
+def evaluate(venv: gym.vector.VectorEnv, policy: ActorCritic, reference: Reference, **options: Any) -> EvalReport:
     """`play`, summed up (same arguments).
 
     Returns:
         Metrics: ``score``, ``kl_per_token`` and ``kl_per_response`` (nats, k1), ``reference_perplexity``,
         ``response_length`` (tokens), ``distinct_2``, ``eos_rate``; and the texts with their scores.
     """
-    return summarize(play(venv, policy, reference, **sampling))
+    return summarize(play(venv, policy, reference, **options))
 
 
 def summarize(played: Played) -> EvalReport:

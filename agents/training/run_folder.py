@@ -21,7 +21,7 @@ from .checkpoint import CheckpointError, latest_checkpoint, prune_checkpoints, r
 from .display import Display
 from .files import make_folder, recover_folder, replace_file
 from .former_names import with_todays_names
-from .metrics import read_metrics
+from .metrics_log import read_metrics
 
 try:
     import fcntl

@@ -16,13 +16,14 @@ from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from torch import Tensor
 
 from textgen_env.episode import Prompt
 from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.sampling import SamplingParams
 from textgen_env.prompts import prompt_as_dict
 from textgen_env.render import Frame, render_html
 
+from ..policy import ActorConfig, ActorCritic, Reference, reference_of
 from .checkpoint import CheckpointError
 from .display import Display
 from .environments import make_environments, split_prompts
@@ -30,8 +31,7 @@ from .evaluate import EvalReport, Played, frames, play, summarize
 from .extra import Console
 from .files import replace_file, replace_folder
 from .finite import check_metrics, check_weights
-from .metrics import MetricsLog, read_metrics
-from .policy import ActorCritic, PolicyConfig
+from .metrics_log import MetricsLog, read_metrics
 from .report import Samples, answers_table, before_after_table, plot, samples_table, too_large
 from .run_folder import RunFolder
 from .run_settings import RunSettings, TaskSettings
@@ -56,16 +56,17 @@ class Trainer(Protocol):
 
     Attributes:
         updates: how many it has done.
-        reference: log π_ref of response tokens (see `ActorCritic.reference`), or None if it runs none.
-        sampling: the ``top_k`` and ``top_p`` that its policy samples with.
+        sampling: how its policy samples.
     """
 
     updates: int
-    reference: Callable[..., Tensor] | None
-    sampling: dict[str, Any]
+    sampling: SamplingParams
 
     def iterate(self) -> tuple[dict[str, float], Samples]:
         """One update: its metrics ("tokens_per_second" among them) and the responses that it learned from."""
+
+    def held_out(self) -> dict[str, float]:
+        """What it measures itself on held-out data, beside the evaluation of responses; most trainers nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next update depends on."""
@@ -75,7 +76,9 @@ class Trainer(Protocol):
 
 
 class Run:
-    """One training run and its folder. What other libraries' trainers need otherwise, subclasses say.
+    """One training run and its folder, of any trainer. What other libraries' trainers need otherwise, subclasses say.
+
+    The environments are seeded, the policy made and the reference taken from it, in this order, before the trainer is.
 
     The folder: ``settings.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``before.json``,
     ``after.json``, ``plot.png``, ``episodes.html``, and ``best/`` and ``last/`` in transformers format. It is locked
@@ -83,7 +86,7 @@ class Run:
 
     Args:
         settings: of the run, with those of the algorithm as further fields, and as ``policy`` those of the weights.
-        make_trainer: builds the algorithm on the training environment and the policy.
+        make_trainer: builds the algorithm on what the run has: `venv`, `policy`, `reference`, `options`.
         console: where to print.
         resume_command: how to go on with the run, from its folder; said when it is stopped.
 
@@ -101,7 +104,7 @@ class Run:
     def __init__(
         self,
         settings: RunSettings,
-        make_trainer: Callable[[VectorEnv, ActorCritic], Trainer],
+        make_trainer: Callable[[Run], Trainer],
         console: Console | None = None,
         *,
         resume_command: Callable[[Path], str] | None = None,
@@ -116,12 +119,13 @@ class Run:
             self.close()
             raise
 
-    def _set_up(self, make_trainer: Callable[[VectorEnv, ActorCritic], Trainer]) -> None:
+    def _set_up(self, make_trainer: Callable[[Run], Trainer]) -> None:
         self.venv, self.eval_venv = make_environments(self.settings, self.autoreset_mode)
-        self.eval_venv.reset(seed=self.settings.seed)  # its generators are part of every checkpoint
+        for venv in (self.venv, self.eval_venv):
+            venv.reset(seed=self.settings.seed)  # their generators are part of every checkpoint
         self.policy = self.make_policy()
-        self.trainer = make_trainer(self.venv, self.policy)
-        self.reference = self.trainer.reference or self.policy.reference()  # before a checkpoint changes the weights
+        self.reference: Reference = self.make_reference()
+        self.trainer = make_trainer(self)
         self.best = float("-inf")
         self.before: EvalReport | None = None
         self.after: EvalReport | None = None
@@ -136,8 +140,18 @@ class Run:
         """What is trained; the same each time, also where the run goes on."""
         settings = self.settings
         language_model = LanguageModel(settings.model, device=settings.device, dtype=settings.dtype)
-        config: PolicyConfig | None = getattr(settings, "policy", None)
+        config: ActorConfig | None = getattr(settings, "policy", None)
         return ActorCritic(language_model, config, generator=torch.Generator().manual_seed(settings.seed))
+
+    def make_reference(self) -> Reference:
+        """What KL is measured from, in training and on held-out prompts."""
+        return reference_of(self.venv, self.policy)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every native trainer is told."""
+        settings = self.settings
+        return {"reference": self.reference, "seed": settings.seed, "total_updates": settings.updates}
 
     def _load(self, state: Mapping[str, Any]) -> None:
         try:
@@ -202,10 +216,15 @@ class Run:
 
     def evaluate(self) -> EvalReport:
         """The present policy on the held-out prompts."""
-        return summarize(self._play())
+        return self._summarize(self._play())
 
     def _play(self) -> Played:
-        return play(self.eval_venv, self.policy, self.reference, **self.trainer.sampling)
+        return play(self.eval_venv, self.policy, self.reference, sampling=self.trainer.sampling)
+
+    def _summarize(self, played: Played) -> EvalReport:
+        report = summarize(played)
+        report.metrics |= self.trainer.held_out()
+        return report
 
     def _before(self) -> EvalReport:
         """The evaluation before training: made before the first checkpoint, and kept in each."""
@@ -257,7 +276,7 @@ class Run:
     def _report(self) -> None:
         assert self.before is not None
         played = self._play()
-        self.after = summarize(played)
+        self.after = self._summarize(played)
         replace_file(self.folder / "after.json", json.dumps(asdict(self.after), indent=1))
         replace_folder(self.folder / "last", self.policy.save)
         model = self.policy.language_model

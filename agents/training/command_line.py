@@ -1,7 +1,7 @@
 """The door of a training program: a mistake on the command line is one line and exit code 2.
 
-What lives here: reading the settings, what is said of mistakes, and the command that goes on with a stopped run.
-What does not: the settings and the programs (``ppo.py``, ``sb3_ppo.py``).
+What lives here: reading the settings, what is said of mistakes, the command that goes on with a stopped run, and files
+that settings name. What does not: the settings and the programs (``ppo.py``, ``sb3_ppo.py``).
 """
 
 from __future__ import annotations
@@ -128,6 +128,19 @@ def _plain_warnings() -> Iterator[None]:
 def _show_traceback() -> None:
     lines = traceback.format_exc().splitlines()
     print("\n".join(" " * (len(line) - len(line.lstrip())) + one_line(line) for line in lines), file=sys.stderr)
+
+
+def read_lines(setting: str, name: str) -> list[str]:
+    """The lines of a text file that are not blank.
+
+    Raises:
+        ValueError: it cannot be read, or is not in UTF-8; names the setting that it was given as.
+    """
+    try:
+        lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{setting}={name!r} must be a text file in UTF-8: {error}") from error
+    return [line for line in lines if line.strip()]
 
 
 def resume_command(module: str, arguments: Sequence[str] | None) -> Callable[[Path], str]:

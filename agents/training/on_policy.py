@@ -1,0 +1,295 @@
+"""Collect whole trajectories → advantages → minibatches: what every on-policy trainer shares.
+
+What lives here: its settings, `Batch`, and `OnPolicyTrainer`, of which PPO and REINFORCE fill in two methods. What does
+not: sampling (``rollout.py``), estimators and losses (``advantages.py``, ``losses.py``), one optimiser step
+(``trainer.py``), files, tables and plots (``run.py``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple, cast
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from textgen_env.kl import AdaptiveKLCoefficient, FixedKLCoefficient
+from textgen_env.lm.log_probs import unpack
+from textgen_env.lm.sampling import SamplingParams
+
+from ..advantages import masked_mean
+from ..policy import ActorCritic, Reference, TokenEvaluation, reference_of
+from ..rollout import Rollout, collect
+from ..rollout_metrics import batch_metrics
+from .extra import arg
+from .setting_checks import COUNT, COUNT_OR_ZERO, MASS, NOT_NEGATIVE, POSITIVE, check, choice, optional
+from .trainer import GradientTrainer, OptimConfig, bucket_by_length, join, minibatches
+
+
+@dataclass
+class OnPolicyConfig(OptimConfig):
+    """Settings that every on-policy algorithm has."""
+
+    episodes: int = 128
+    """Trajectories per update, at least the number of slots of the environment."""
+    kl_coef: float = 0.05
+    """β, reward per nat of KL(π‖π_ref); 0 runs no reference model at all."""
+    adaptive_kl_target: Annotated[float | None, arg(aliases=["--kl-target"])] = None
+    """If set, β adapts so that the mean KL(π‖π_ref) of a whole *response* stays near this many nats (Ziegler et al.
+    2019). Its former name, kl_target, is taken for one more release."""
+    kl_horizon: float = 10_000
+    """Responses over which an adaptive β can change by about 20 %."""
+    old_log_probs: Literal["scored", "sampled"] = "scored"
+    """Old log-probs and values from a teacher-forced pass of their own, equal to those of the update to the last bit,
+    or from decoding, which saves that pass: equal up to rounding (1e-5 in float32; in bfloat16 1e-2 on average, 0.1 at
+    worst)."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 for all. Scored log-probs are of the same distribution."""
+    top_p: float = 1.0
+    """Sample from the nucleus of this mass; 1 for all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, ON_POLICY_RULES)
+        if (target := self.adaptive_kl_target) is not None and self.kl_coef == 0:
+            raise ValueError(f"kl_coef=0 with adaptive_kl_target={target} must be > 0: β adapts by factors")
+
+
+ON_POLICY_RULES = {
+    "episodes": COUNT,
+    "kl_coef": NOT_NEGATIVE,
+    "adaptive_kl_target": optional(POSITIVE),
+    "kl_horizon": POSITIVE,
+    "old_log_probs": choice("scored", "sampled"),
+    "top_k": COUNT_OR_ZERO,
+    "top_p": MASS,
+}
+
+
+@dataclass
+class Batch:
+    """A rollout with everything that an update treats as constant; tensors are (B, T), 0 off the response tokens."""
+
+    rollout: Rollout
+    micro_batches: list[Tensor]  # rows; each is one forward pass, of the same shape whenever it is run
+    old_log_probs: Tensor
+    values: Tensor | None  # of policies that have a critic
+    ref_log_probs: Tensor | None
+    rewards: Tensor  # with the KL penalty, if it is paid there
+    advantages: Tensor
+    returns: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def packs(self) -> list[Tensor]:
+        """The former name of ``micro_batches``."""
+        return self.micro_batches
+
+
+class Scores(NamedTuple):
+    """What policy and reference say of a rollout before the update; tensors are (B, T), 0 off the response tokens."""
+
+    micro_batches: list[Tensor]
+    log_probs: Tensor
+    values: Tensor | None
+    ref_log_probs: Tensor | None
+    entropy: float  # mean over the tokens, nats
+
+
+class OnPolicyTrainer(GradientTrainer):
+    """The loop around an on-policy algorithm, which fills in `advantages` and `loss` (and `weight`, if not of tokens).
+
+    Nothing that it is given is changed before `collect`, which leaves the environment's KL and generators to the caller
+    again. An environment that was never reset is reset with ``seed`` then.
+
+    Args:
+        venv: a batched token environment with ``autoreset_mode=DISABLED``.
+        policy: trained in place.
+        config: settings.
+        reference: log π_ref, as `ActorCritic.reference` returns it; None takes the environment's reference if it has
+            one of its own, else the policy as it is now. Without a KL penalty there is none.
+        seed: of sampling and shuffling; global generators are left alone.
+        total_updates: length of the learning-rate schedule.
+    """
+
+    epochs = 1
+    """Passes over a batch."""
+
+    def __init__(
+        self,
+        venv: gym.vector.VectorEnv,
+        policy: ActorCritic,
+        config: OnPolicyConfig,
+        *,
+        reference: Reference | None = None,
+        seed: int = 1,
+        total_updates: int = 100,
+    ) -> None:
+        super().__init__(policy, config, total_updates)
+        self.venv, self.env, self.seed = venv, cast(Any, venv.unwrapped), seed
+        self.sampling = SamplingParams(self.env.temperature, config.top_k, config.top_p)
+        self.sampler = torch.Generator(policy.device).manual_seed(seed)
+        self.shuffler = torch.Generator().manual_seed(seed)
+        self.kl = FixedKLCoefficient(config.kl_coef)
+        if config.adaptive_kl_target is not None:
+            self.kl = AdaptiveKLCoefficient(config.kl_coef, config.adaptive_kl_target, config.kl_horizon)
+        self.reference = (reference or reference_of(venv, policy)) if config.kl_coef > 0 else None
+
+    # --- what an algorithm fills in -----------------------------------------------------------------------------------
+
+    def advantages(self, rollout: Rollout) -> Batch:
+        """Score a rollout (`score`), and say how good each token was."""
+        raise NotImplementedError
+
+    def describe(self, batch: Batch, entropy: float) -> dict[str, float]:
+        """The metrics of a batch, before the update."""
+        return {**batch_metrics(batch), "entropy": entropy, "kl_coef": self.kl.value}
+
+    def weight(self, batch: Batch, rows: Tensor) -> int:
+        """The loss is a mean over tokens."""
+        return int(batch.rollout.lengths[rows].sum())
+
+    def stops(self, stats: Mapping[str, float]) -> bool:
+        """Whether the update ends before the step of a minibatch with these numbers."""
+        return False
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def collect(self, prompts: Sequence[Any] | None = None, *, greedy: bool = False) -> Rollout:
+        """Play whole trajectories with the present policy.
+
+        Args:
+            prompts: what to play, one each; None draws ``episodes`` of them.
+            greedy: take the likeliest token instead of a sample.
+        """
+        self.policy.eval()
+        if self.env.never_reset:
+            self.venv.reset(seed=self.seed)
+        head = self.policy.value_head is not None and self.policy.critic is None
+        rollout = collect(
+            self.venv,
+            self.policy.language_model,
+            self.config.episodes if prompts is None else len(prompts),
+            generator=self.sampler,
+            sampling=self.sampling,
+            greedy=greedy,
+            prompts=prompts,
+            with_states=self.config.old_log_probs == "sampled" and head,
+        )
+        self._check("reward", rollout.rewards)
+        return rollout.to(self.policy.device)
+
+    @torch.no_grad()
+    def score(self, rollout: Rollout) -> Scores:
+        """Log-probs of policy and reference, values and entropy of every token, all constants of the update.
+
+        "scored": by a teacher-forced pass over the very micro-batches that the update runs, so that the first ratios
+        are exactly 1. "sampled": as decoding has seen them, which saves that pass; the two round differently.
+        """
+        tokens, ref = rollout.tokens, None
+        micro_batches = bucket_by_length(tokens, self.config.micro_batch_size, self.shuffler)
+        if self.config.old_log_probs == "sampled":
+            old = self._as_sampled(rollout, micro_batches)
+        else:
+            parts = [self._evaluate(rollout, rows, with_entropy=True) for rows in micro_batches]
+            log_probs, values, entropies = zip(*parts, strict=True)
+            old = TokenEvaluation(
+                join(tokens, micro_batches, log_probs),
+                None if values[0] is None else join(tokens, micro_batches, values),
+                join(tokens, micro_batches, entropies),
+            )
+        if self.reference is not None:
+            scored = [self.reference(rollout.rows(r), self.sampling, mask=rollout.masks(r)) for r in micro_batches]
+            ref = join(tokens, micro_batches, scored)
+        entropy = -old.log_probs if old.entropy is None else old.entropy  # its one-sample estimate
+        return Scores(micro_batches, old.log_probs, old.values, ref, float(masked_mean(entropy, tokens.response_mask)))
+
+    def _as_sampled(self, rollout: Rollout, micro_batches: Sequence[Tensor]) -> TokenEvaluation:
+        """What decoding has computed; only a separate critic still needs a pass."""
+        values, head = None, self.policy.value_head
+        if self.policy.critic is not None:
+            parts = [self.policy.critic_values(rollout.rows(rows)) for rows in micro_batches]
+            values = join(rollout.tokens, micro_batches, parts)
+        elif head is not None:
+            if rollout.states is None:
+                raise ValueError('old_log_probs="sampled" needs rollout.states; collect with with_states=True')
+            values = unpack(head(rollout.states), rollout.response_mask)
+        return TokenEvaluation(rollout.sampled_log_probs, values, None)
+
+    def _evaluate(self, rollout: Rollout, rows: Tensor, *, with_entropy: bool = False) -> TokenEvaluation:
+        """The pass that is trained: of the policy, as the tokens were sampled."""
+        evaluated = self.policy(rollout.rows(rows), self.sampling, mask=rollout.masks(rows), with_entropy=with_entropy)
+        return cast(TokenEvaluation, evaluated)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """Epochs of minibatches over one batch; returns the mean of each metric over the minibatches."""
+        self.policy.eval()
+        cfg, factor, stopped = self.config, self.lr_factor, False
+        log: dict[str, list[float]] = defaultdict(list)
+        size = cfg.minibatch_size // cfg.micro_batch_size  # micro-batches per step
+        for minibatch in minibatches(batch.micro_batches, size, self.epochs, self.shuffler):
+            stats = self._gradient(batch, minibatch)
+            for name, value in stats.items():
+                log[name].append(value)
+            if stopped := self.stops(stats):
+                self.optimizer.zero_grad()
+                break
+            log["grad_norm"].append(self._step(factor))
+        self.updates += 1
+        if self.reference is not None:
+            self.kl.update(batch.metrics["kl_per_response"], len(batch.rollout.texts))
+        metrics = {name: sum(values) / len(values) for name, values in log.items()}
+        if "ratio_error" in log:
+            metrics["first_ratio_error"] = log["ratio_error"][0]  # 0, unless log-probs come from two computations
+        steps = {"early_stop": float(stopped), "optimizer_steps": float(len(log["grad_norm"]))}
+        return {**metrics, **steps, "lr": cfg.lr * factor}
+
+    def iterate(self) -> tuple[dict[str, float], Rollout]:
+        """One iteration of the loop: its metrics, with the speed of each phase, and the rollout it learned from."""
+        times = [time.perf_counter()]
+        rollout = self.collect()
+        times.append(time.perf_counter())
+        batch = self.advantages(rollout)
+        for name in ("old_log_probs", "values", "ref_log_probs", "rewards", "advantages"):
+            if (values := getattr(batch, name)) is not None:
+                self._check(name, values)
+        times.append(time.perf_counter())
+        metrics = {**batch.metrics, **self.update(batch)}
+        times.append(time.perf_counter())
+        tokens = int(rollout.response_mask.sum())
+        phases = zip(("rollout", "scoring", "update"), times, times[1:], strict=False)
+        speed = {f"tokens_per_second_{name}": tokens / (after - before) for name, before, after in phases}
+        return {**metrics, **speed, "tokens_per_second": tokens / (times[-1] - times[0])}, rollout
+
+    def train(
+        self, updates: int, callback: Callable[[int, dict[str, float], Rollout], None] | None = None
+    ) -> list[dict[str, float]]:
+        """``updates`` iterations; the callback sees (number, metrics, rollout) of each. Returns all metrics."""
+        history = []
+        for _ in range(updates):
+            metrics, rollout = self.iterate()
+            history.append(metrics)
+            if callback is not None:
+                callback(self.updates, metrics, rollout)
+        return history
+
+    def held_out(self) -> dict[str, float]:
+        """Nothing: its responses to held-out prompts say everything."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `GradientTrainer.state_dict`."""
+        generators = {"sampler": self.sampler.get_state(), "shuffler": self.shuffler.get_state()}
+        return {**super().state_dict(), **generators, "kl": self.kl.state_dict(), "env": self.env.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `GradientTrainer.load_state_dict`."""
+        super().load_state_dict(state)
+        self.kl.load_state_dict(state["kl"])
+        self.sampler.set_state(state["sampler"])
+        self.shuffler.set_state(state["shuffler"])
+        self.env.load_state_dict(state["env"])
