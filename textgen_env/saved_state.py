@@ -17,7 +17,7 @@ from textgen_env.config import check_kl_coef
 from textgen_env.episode import FinishReason, Prompt
 from textgen_env.notices import shown
 from textgen_env.prompts import as_prompt, prompt_as_dict
-from textgen_env.scorers import scorer_name
+from textgen_env.scorers import BoundScorer
 
 if TYPE_CHECKING:
     from textgen_env.engine import Engine
@@ -42,7 +42,7 @@ def engine_state(engine: Engine) -> dict[str, Any]:
         "made_with": _made_with(engine),
         "slots": [_slot_state(engine, row) for row in range(len(engine.playing))],
         "kl_coef": engine.kl.coef,
-        "scorer": engine.reward.scorer.state_dict() if hasattr(engine.reward.scorer, "state_dict") else {},
+        "scorer": engine.reward.bound.state_dict(),
     }
 
 
@@ -59,24 +59,21 @@ def load_engine_state(engine: Engine, state: Any, where: str = "state['engine']"
     if len(saved) != len(engine.playing):
         raise ValueError(f"the state has {len(saved)} slots, this environment {len(engine.playing)}")
     slots = [_read_slot(engine, slot, f"{where}['slots'][{row}]") for row, slot in enumerate(saved)]
-    if hasattr(engine.reward.scorer, "load_state_dict"):
-        _load_scorer(engine.reward.scorer, entry(state, "scorer", Mapping, where), where)
+    _load_scorer(engine.reward.bound, entry(state, "scorer", Mapping, where), where)
     engine.kl.coef = coef
     for row, slot in enumerate(slots):
         _put_slot(engine, row, slot)
 
 
-def _load_scorer(scorer: Any, state: Any, where: str) -> None:
+def _load_scorer(scorer: BoundScorer, state: Any, where: str) -> None:
     """Hand the scorer its statistics; what it had before, if it does not take them."""
-    before = scorer.state_dict() if hasattr(scorer, "state_dict") else None
+    before = scorer.state_dict()
     try:
         scorer.load_state_dict(state)
     except Exception as error:
-        if before is not None:
+        if before:
             scorer.load_state_dict(before)
-        raise ValueError(
-            f"{where}['scorer']={shown(state)} is refused by scorer {scorer_name(scorer)!r}: {error!r}"
-        ) from error
+        raise ValueError(f"{where}['scorer']={shown(state)} is refused by scorer {scorer.name!r}: {error!r}") from error
 
 
 def _made_with(engine: Engine) -> dict[str, Any]:

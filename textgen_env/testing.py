@@ -26,7 +26,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from textgen_env.scorers.base import call_scorer, part_names, score_parts
+from textgen_env.scorers import as_scorer, call_scorer, score_parts
+from textgen_env.scorers.base import part_names
 from textgen_env.vector_env import NOOP
 
 try:
@@ -263,8 +264,7 @@ class ScorerContract:
     def prepared(self) -> Any:
         """A fresh scorer that has seen the references of its task, as an environment lets it."""
         scorer = self.make_scorer()
-        if hasattr(scorer, "fit_references"):
-            scorer.fit_references(self.columns()["references"])
+        as_scorer(scorer).fit_references(self.columns()["references"])
         return scorer
 
     def test_one_finite_number_a_text(self) -> None:
@@ -303,7 +303,7 @@ class ScorerContract:
     def test_counters_are_numbers_that_json_takes(self) -> None:
         scorer = self.prepared()
         self.score(scorer=scorer)
-        counters = scorer.info() if hasattr(scorer, "info") else {}
+        counters = as_scorer(scorer).info()
         assert json.loads(json.dumps(counters, allow_nan=False)) == counters
 
 
