@@ -15,9 +15,11 @@ References:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
@@ -28,11 +30,19 @@ from torch import Tensor
 from textgen_env.lm.sampling import SamplingParams
 from textgen_env.notices import shown
 
+from .enumeration import Enumeration
 from .rollout import collect
+from .training.command_line import parse
+from .training.command_line import run as run_program
+from .training.display import Display
+from .training.environments import make_environments
+from .training.extra import Console, Table
+from .training.files import replace_file
+from .training.run_settings import TaskSettings
+from .training.setting_checks import COUNT, POSITIVE, TEXT, check, optional
 
 RESAMPLES = 1000  # of the bootstrap
-CONFIDENCE = 0.95
-MAX_STEPS = 1_000_000  # of an environment in an enumeration: some minutes
+DEVIATIONS = 1.96  # of a normal distribution, for 95 %
 
 
 class PromptOptimum(NamedTuple):
@@ -56,7 +66,7 @@ class Optimum:
         kl: KL(π*‖π_ref), nats per response.
         reference: E[score] of the reference, which is its J: its KL is 0.
         per_prompt: the same at each prompt.
-        interval: of ``value``, 95 %, by the bootstrap over the samples at these prompts; None if exact.
+        interval: of ``value``, 95 %: ± 1.96 bootstrap standard errors over the samples at these prompts; None if exact.
         ess: effective samples per prompt behind the estimate, (Σw)²/Σw² with w = exp(score/β), on average; None if
             exact. Near 1, a single lucky response speaks for all, and the estimate is no more than a lower bound.
     """
@@ -122,7 +132,7 @@ class ReferenceScores:
         kls = (scores - values) / kl_coef
         value, score, kl, reference = (float(column.mean()) for column in (values, scores, kls, self.scores))
         rows = zip(self.prompts, values.tolist(), scores.tolist(), kls.tolist(), ess.tolist(), strict=True)
-        per_prompt, interval = tuple(PromptOptimum(*row) for row in rows), self._interval(kl_coef, seed)
+        per_prompt, interval = tuple(PromptOptimum(*row) for row in rows), self._interval(value, kl_coef, seed)
         return Optimum(kl_coef, value, score, kl, reference, per_prompt, interval, float(ess.mean()))
 
     def frontier(self, kl_coefs: Sequence[float]) -> list[tuple[float, float]]:
@@ -134,17 +144,19 @@ class ReferenceScores:
         value, score = float(values.mean()), float(scores.mean())
         return PromptOptimum("", value, score, (score - value) / kl_coef)
 
-    def _interval(self, kl_coef: float, seed: int) -> tuple[float, float]:
-        """Of the mean of J* over these prompts: their samples are drawn again, the prompts stay."""
+    def _interval(self, value: float, kl_coef: float, seed: int) -> tuple[float, float]:
+        """Of the mean of J* over these prompts: their samples are drawn again, the prompts stay.
+
+        Around the estimate, not by percentiles: samples drawn again hold fewer different ones, and lie too low.
+        """
         generator, count = np.random.default_rng(seed), self.scores.shape[1]
         total = torch.zeros(RESAMPLES, dtype=torch.float64)
         for scores in self.scores:
             for part in total.split(max(1, 1_000_000 // count)):  # so many numbers in memory at a time
                 drawn = torch.from_numpy(generator.integers(count, size=(len(part), count)))
                 part += optimum_values(scores[drawn], kl_coef)
-        tail = (1 - CONFIDENCE) / 2
-        low, high = (total / len(self.scores)).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-        return low, high
+        half = DEVIATIONS * float(total.std()) / len(self.scores)
+        return value - half, value + half
 
 
 def optimum_values(scores: Tensor, kl_coef: float) -> Tensor:
@@ -250,7 +262,7 @@ def exact_optimum(env: gym.Env, kl_coef: float, prompt: Any, *, seed: int = 0) -
     """
     _checked(kl_coef)
     with cast(Any, env.unwrapped).kl_delegated(report_ref_logprob=True):
-        root = _Enumeration(env, kl_coef, prompt, seed).node(())
+        root = Enumeration(env, kl_coef, prompt, seed).node(())
     kl = (root.score - root.value) / kl_coef
     text = root.prompt
     return Optimum(
@@ -258,56 +270,64 @@ def exact_optimum(env: gym.Env, kl_coef: float, prompt: Any, *, seed: int = 0) -
     )
 
 
-class _Node(NamedTuple):
-    """A state: V, and the expected sum of rewards from it on, of π* and of the reference."""
+@dataclass
+class OptimumSettings(TaskSettings):
+    """Estimate the best that any policy can reach on a task's held-out prompts, and the best score at any KL."""
 
-    value: float
-    score: float
-    reference: float
-    prompt: str = ""
+    kl_coef: float = 0.05
+    """β of the objective score − β·KL, in score per nat."""
+    samples: int = 256
+    """Responses of the reference per prompt."""
+    output: str | None = None
+    """A JSON file to write."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, {"kl_coef": POSITIVE, "samples": COUNT, "output": optional(TEXT)})
 
 
-class _Enumeration:
-    """Visits every state of a tree; an environment cannot be turned back, so that each visit begins at the prompt."""
+class Estimation:
+    """The program of the command line."""
 
-    def __init__(self, env: gym.Env, kl_coef: float, prompt: Any, seed: int) -> None:
-        self.env, self.kl_coef, self.prompt, self.seed, self.steps = env, kl_coef, prompt, seed, 0
+    begun = False
 
-    def node(self, tokens: tuple[int, ...]) -> _Node:
-        """The state after these tokens, which have not ended the episode."""
-        info = self._replay(tokens)
-        actions = np.flatnonzero(cast(Any, self.env.get_wrapper_attr("action_masks"))()).tolist()
-        logits, scores, references = [], [], []
-        for action in actions:
-            if action != actions[0]:
-                self._replay(tokens)
-            reward, log_prob, after = self._child(tokens, action)
-            logits.append(log_prob + (reward + after.value) / self.kl_coef)
-            scores.append(reward + after.score)
-            references.append((log_prob, reward + after.reference))
-        optimal = torch.tensor(logits, dtype=torch.float64)
-        value = self.kl_coef * float(optimal.logsumexp(dim=0))
-        score = float(optimal.softmax(dim=0) @ torch.tensor(scores, dtype=torch.float64))
-        reference = math.fsum(math.exp(log_prob) * outcome for log_prob, outcome in references)
-        return _Node(value, score, reference, str(info["prompt"]))
+    def __init__(self, settings: OptimumSettings, console: Console | None = None) -> None:
+        self.settings, self.display = settings, Display(console)
+        _, self.venv = make_environments(settings)
 
-    def _child(self, tokens: tuple[int, ...], action: int) -> tuple[float, float, _Node]:
-        """Reward, log π_ref and the state after one more action in the present state."""
-        _, reward, terminated, truncated, info = self._step(action)
-        ended = _Node(0.0, 0.0, 0.0)
-        return float(reward), info["ref_logprob"], ended if terminated or truncated else self.node((*tokens, action))
+    def execute(self) -> Optimum:
+        """Sample, print, and write if wanted."""
+        settings = self.settings
+        generator = torch.Generator(settings.device).manual_seed(settings.seed)
+        sampled = sample_reference(self.venv, samples=settings.samples, generator=generator)
+        optimum = sampled.optimum(settings.kl_coef)
+        if settings.output is not None:
+            replace_file(Path(settings.output), json.dumps(asdict(optimum), indent=1))
+        kl_coefs = sorted({settings.kl_coef, *(settings.kl_coef * 2**power for power in range(-2, 6))}, reverse=True)
+        points = [sampled.optimum(kl_coef) for kl_coef in kl_coefs]
+        self.display.attempt("the table", lambda: optimum_table(points, settings))
+        return optimum
 
-    def _replay(self, tokens: tuple[int, ...]) -> dict[str, Any]:
-        _, info = self.env.reset(seed=self.seed, options={"prompt": self.prompt})
-        for token in tokens:
-            self._step(token)
-        return info
 
-    def _step(self, action: int) -> Any:
-        self.steps += 1
-        if self.steps > MAX_STEPS:
-            raise ValueError(
-                f"prompt={shown(self.prompt)} has more responses than {MAX_STEPS:,} steps can visit; lower "
-                "max_new_tokens, or narrow the actions by reference_top_k or forbidden_tokens; or estimate_optimum"
-            )
-        return self.env.step(action)
+def optimum_table(points: Sequence[Optimum], settings: OptimumSettings) -> Table:
+    """The optimum at each β, one line each; the one that was asked for is marked."""
+    title = (
+        f"{settings.env}: {len(points[0].per_prompt)} held-out prompts × {settings.samples} responses of the reference"
+    )
+    table = Table(title=f"{title}, mean score {points[0].reference:.3f}", title_justify="left")
+    for name in ("β", "best objective (95 %)", "its score", "its KL, nats per response", "effective samples"):
+        table.add_column(name, justify="right")
+    for at in points:
+        low, high = at.interval or (math.nan, math.nan)
+        cells = f"{at.value:.3f} ({low:.3f} to {high:.3f})", f"{at.score:.3f}", f"{at.kl:.2f}", f"{at.ess or 0:.1f}"
+        table.add_row(f"{at.kl_coef:g}", *cells, style="bold" if at.kl_coef == settings.kl_coef else None)
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m textgen_env.agents.optimum --help``"""
+    Estimation(parse(OptimumSettings, "textgen_env.agents.optimum", arguments)).execute()
+
+
+if __name__ == "__main__":
+    run_program(lambda: Estimation(parse(OptimumSettings, "textgen_env.agents.optimum")))

@@ -140,6 +140,11 @@ class SB3Trainer:
         model.planned_timesteps = settings.updates * self._tokens
 
     @property
+    def kl_coef(self) -> float:
+        """β of the objective, as it is now."""
+        return self.beta.value
+
+    @property
     def _tokens(self) -> int:
         """Of a rollout."""
         return self.settings.n_steps * self.settings.num_envs

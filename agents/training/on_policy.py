@@ -139,6 +139,11 @@ class OnPolicyTrainer(GradientTrainer):
             self.kl = AdaptiveKLCoefficient(config.kl_coef, config.adaptive_kl_target, config.kl_horizon)
         self.reference = (reference or reference_of(venv, policy)) if config.kl_coef > 0 else None
 
+    @property
+    def kl_coef(self) -> float:  # type: ignore[override]
+        """β of the objective, as it is now."""
+        return self.kl.value
+
     # --- what an algorithm fills in -----------------------------------------------------------------------------------
 
     def advantages(self, rollout: Rollout) -> Batch:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from textgen_env.render import visible
 
+from ..optimum import Optimum
 from .evaluate import EvalReport, standard_error_of_difference
 from .extra import Table, Text
 
@@ -30,6 +31,13 @@ ROWS = (
 )
 LIMITS = {"clip_fraction": ("clip fraction", 0.3), "approx_kl": ("approx-KL", 0.1)}
 """Beyond these the steps of an update are too large for the surrogate to mean anything."""
+
+
+class Attainable(NamedTuple):
+    """The best that any policy can reach: at the run's β, and (nats per response, score) at others."""
+
+    optimum: Optimum
+    frontier: list[tuple[float, float]]
 
 
 class Samples(Protocol):
@@ -55,8 +63,11 @@ def too_large(metrics: Mapping[str, float], lr: float | None) -> dict[str, str]:
     }
 
 
-def before_after_table(before: EvalReport, after: EvalReport) -> Table:
-    """The held-out metrics of the policy before and after training, and their paired differences, ± standard errors."""
+def before_after_table(before: EvalReport, after: EvalReport, optimum: Optimum | None = None) -> Table:
+    """The held-out metrics of the policy before and after training, and their paired differences, ± standard errors.
+
+    With an optimum also the objective, its best possible value, and the share of the attainable gain.
+    """
     title = f"{len(before.texts)} held-out prompts, before and after training (± standard error)"
     table = Table(title=title, title_justify="left")
     table.add_column("")
@@ -68,7 +79,22 @@ def before_after_table(before: EvalReport, after: EvalReport) -> Table:
         difference = _with_error(form.replace("{:", "{:+"), new - old, form, error)
         cells = (_with_error(form, side.metrics[key], form, side.standard_error(key)) for side in (before, after))
         table.add_row(label, *cells, difference)
+    if optimum is not None:
+        _add_objective(table, before, after, optimum)
     return table
+
+
+def _add_objective(table: Table, before: EvalReport, after: EvalReport, optimum: Optimum) -> None:
+    points = [(side.metrics["score"], side.metrics["kl_per_response"]) for side in (before, after)]
+    old, new = (score - optimum.kl_coef * kl for score, kl in points)
+    shares = [f"{optimum.share(*point):.0%}" for point in points]
+    table.add_section()
+    table.add_row(f"objective, score − {optimum.kl_coef:g}·KL", f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}")
+    best = f"{optimum.value:.3f}"
+    if optimum.interval is not None:
+        best += " ({:.3f} to {:.3f})".format(*optimum.interval)
+    table.add_row("best possible of any policy (95 %)", "", best, f"{optimum.value - optimum.reference:+.3f}")
+    table.add_row("share of the attainable gain", *shares, "")
 
 
 def _with_error(form: str, value: float, error_form: str, error: float) -> str:
@@ -104,23 +130,31 @@ def shown(text: str) -> Text:
 
 
 def plot(
-    records: Sequence[dict[str, Any]], path: Path, title: str = "", held_out: Mapping[int, EvalReport] = {}
+    records: Sequence[dict[str, Any]],
+    path: Path,
+    title: str = "",
+    held_out: Mapping[int, EvalReport] = {},
+    frontier: Sequence[tuple[float, float]] = (),
 ) -> None:
     """Score, KL and length over the updates, training and held-out, as a PNG; bands are ± one standard error.
+
+    With a frontier a fourth panel shows the held-out path under it.
 
     Args:
         records: lines of a metrics file.
         path: where to write.
         title: of the figure.
         held_out: evaluations by update that are not in the file: the one before training, and the last.
+        frontier: the best score at any KL, (nats per response, score) each.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = {"score": "mean score", "kl_per_token": "KL, nats per token", "response_length": "response length, tokens"}
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = Figure(figsize=(16 if frontier else 12, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (name, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    axes_of_all = figure.subplots(1, len(panels) + bool(frontier))
+    for axes, (name, label) in zip(axes_of_all, panels.items(), strict=False):
         training = [(r["update"], r[f"train/{name}"]) for r in records if f"train/{name}" in r]
         if training:
             axes.plot(*zip(*training, strict=True), label="training")
@@ -131,10 +165,27 @@ def plot(
             axes.fill_between(updates, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set(xlabel="update", title=label)
         axes.grid(alpha=0.3)
+    if frontier:
+        _draw_frontier(axes_of_all[-1], records, held_out, frontier)
     if figure.axes[0].lines:
         figure.axes[0].legend()
     figure.suptitle(visible(title), parse_math=False)  # a dollar in a name is a dollar
     figure.savefig(path, dpi=120)
+
+
+def _draw_frontier(
+    axes: Any,
+    records: Sequence[dict[str, Any]],
+    held_out: Mapping[int, EvalReport],
+    frontier: Sequence[tuple[float, float]],
+) -> None:
+    """How far the held-out path, from the first evaluation to the last, stays below the best score at its KL."""
+    scores, kls = (held_out_curve(records, name, held_out) for name in ("score", "kl_per_response"))
+    axes.plot(*zip(*sorted(frontier), strict=True), color="black", label="best possible")
+    axes.plot([kl for _, kl, _ in kls], [score for _, score, _ in scores], "o--", color="C1", label="held out")
+    axes.set(xlabel="KL, nats per response", title="score against KL")
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def held_out_curve(

@@ -23,6 +23,7 @@ from textgen_env.lm.sampling import SamplingParams
 from textgen_env.prompts import prompt_as_dict
 from textgen_env.render import Frame, render_html
 
+from ..optimum import sample_reference
 from ..policy import ActorConfig, ActorCritic, Reference, reference_of
 from .checkpoint import CheckpointError
 from .display import Display
@@ -32,7 +33,7 @@ from .extra import Console
 from .files import replace_file, replace_folder
 from .finite import check_metrics, check_weights
 from .metrics_log import MetricsLog, read_metrics
-from .report import Samples, answers_table, before_after_table, plot, samples_table, too_large
+from .report import Attainable, Samples, answers_table, before_after_table, plot, samples_table, too_large
 from .run_folder import RunFolder
 from .run_settings import RunSettings, TaskSettings
 from .stopping import Stopped, Stopping
@@ -47,6 +48,7 @@ LEFT = {
     "plot.png": "plot.png",
     "episodes.html": "episodes.html",
     "metrics.jsonl": "metrics.jsonl",
+    "optimum.json": "optimum.json",
 }
 """What a run leaves, as its last line says it."""
 
@@ -61,6 +63,10 @@ class Trainer(Protocol):
 
     updates: int
     sampling: SamplingParams
+
+    @property
+    def kl_coef(self) -> float:
+        """β of the objective score − β·KL; 0 if it has none."""
 
     def iterate(self) -> tuple[dict[str, float], Samples]:
         """One update: its metrics ("tokens_per_second" among them) and the responses that it learned from."""
@@ -81,8 +87,8 @@ class Run:
     The environments are seeded, the policy made and the reference taken from it, in this order, before the trainer is.
 
     The folder: ``settings.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``before.json``,
-    ``after.json``, ``plot.png``, ``episodes.html``, and ``best/`` and ``last/`` in transformers format. It is locked
-    until `execute` ends, or `close`.
+    ``after.json``, ``optimum.json``, ``plot.png``, ``episodes.html``, and ``best/`` and ``last/`` in transformers
+    format. It is locked until `execute` ends, or `close`.
 
     Args:
         settings: of the run, with those of the algorithm as further fields, and as ``policy`` those of the weights.
@@ -280,9 +286,30 @@ class Run:
         replace_file(self.folder / "after.json", json.dumps(asdict(self.after), indent=1))
         replace_folder(self.folder / "last", self.policy.save)
         model = self.policy.language_model
-        write_report(self.folder, self.display, self.settings, (self.before, self.after), lambda: frames(played, model))
+        write_report(
+            self.folder,
+            self.display,
+            self.settings,
+            (self.before, self.after),
+            lambda: frames(played, model),
+            self._attainable(),
+        )
         there = [name for path, name in LEFT.items() if (self.folder / path).exists()]
         self.display.say(f"saved in {self.folder}: {', '.join(there)}")
+
+    def _attainable(self) -> Attainable | None:
+        """The best that any policy can reach on the held-out prompts, kept in ``optimum.json``; None if not wanted."""
+        found: list[Attainable] = []
+
+        def estimate() -> None:
+            sampled = sample_reference(self.eval_venv, samples=self.settings.optimum_samples)
+            optimum = sampled.optimum(self.trainer.kl_coef)
+            replace_file(self.folder / "optimum.json", json.dumps(asdict(optimum), indent=1))
+            found.append(Attainable(optimum, sampled.frontier([optimum.kl_coef * 2**power for power in range(-2, 7)])))
+
+        if self.settings.optimum_samples and self.trainer.kl_coef > 0:
+            self.display.attempt("the best possible objective", estimate)
+        return found[0] if found else None
 
 
 def _prompts(venv: VectorEnv) -> list[Prompt]:
@@ -295,6 +322,7 @@ def write_report(
     settings: RunSettings,
     evaluations: tuple[EvalReport, EvalReport],
     episodes: Callable[[], list[Frame]],
+    attainable: Attainable | None = None,
 ) -> None:
     """Plot, page of episodes and tables; what fails is left out and named.
 
@@ -304,19 +332,23 @@ def write_report(
         settings: of the run.
         evaluations: before and after training.
         episodes: those that the page shows, the policy's after training.
+        attainable: the best that any policy can reach, if it is known.
     """
     title = f"{settings.env}, {settings.model}, seed {settings.seed}"
     held_out = dict(zip((0, settings.updates), evaluations, strict=True))
 
+    optimum = attainable.optimum if attainable else None
+
     def draw(path: Path) -> None:
-        plot(read_metrics(folder / "metrics.jsonl"), path, title, held_out)
+        frontier = attainable.frontier if attainable else ()
+        plot(read_metrics(folder / "metrics.jsonl"), path, title, held_out, frontier)
 
     def write_page() -> None:
         replace_file(folder / "episodes.html", render_html(episodes(), title=f"{title}: after training"))
 
     display.attempt("plot.png", lambda: replace_file(folder / "plot.png", draw))
     display.attempt("episodes.html", write_page)
-    display.attempt("the table of before and after", lambda: before_after_table(*evaluations))
+    display.attempt("the table of before and after", lambda: before_after_table(*evaluations, optimum))
     display.attempt("the table of answers", lambda: answers_table(*evaluations))
 
 

@@ -32,7 +32,15 @@ if TYPE_CHECKING:
     from .run_settings import RunSettings
 
 RECORD, LOCK = "settings.json", "run.lock"
-FREE = {"resume", "output", "debug", "updates", "save_every", "sample_every"}  # may differ in a run that goes on
+FREE = {
+    "resume",
+    "output",
+    "debug",
+    "updates",
+    "save_every",
+    "sample_every",
+    "optimum_samples",
+}  # may differ in a run that goes on
 
 
 class RunFolder:

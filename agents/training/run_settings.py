@@ -1,19 +1,19 @@
 """The settings that every trainer shares; read as command-line flags, checked where they are made.
 
-What lives here: what is trained on what, how long, and how often is looked and saved. What does not: the settings of an
-algorithm (``ppo_config.py``, ``sb3_ppo.py``) and of the weights (``policy.py``).
+What lives here: the task, how long it is trained, and how often is looked and saved. What does not: the settings of an
+algorithm (its own file, ``sb3_config.py``) and of the weights (``policy.py``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .setting_checks import COUNT, FLAG, POSITIVE, SEED, TEXT, check, choice, optional
+from .setting_checks import COUNT, COUNT_OR_ZERO, FLAG, POSITIVE, SEED, TEXT, check, choice, optional
 
 
 @dataclass
 class TaskSettings:
-    """What is trained on what and where it is kept: the settings that every trainer shares."""
+    """Which model plays what: the settings that every program shares."""
 
     env: str = "textgen/Sentiment-v0"
     """Gymnasium id of a token environment."""
@@ -37,13 +37,8 @@ class TaskSettings:
     """Torch device."""
     dtype: str = "float32"
     """Type of the weights: float32 or bfloat16 (optimised through fp32 masters)."""
-    output: str | None = None
-    """The run's folder; default: runs/<task>-seed<seed>, with a number behind it if that exists."""
     seed: int = 1
     """Seeds sampling, shuffling, prompts and new weights; global generators are left alone."""
-    resume: bool = False
-    """Go on from the last checkpoint in the output folder, if there is one; a run that was killed ends with the same
-    numbers."""
     debug: bool = False
     """Show where in the code a mistake in the settings was found."""
 
@@ -53,10 +48,10 @@ class TaskSettings:
 
 TASK_RULES = {
     **dict.fromkeys(("env", "model", "device"), TEXT),
-    **dict.fromkeys(("prompts", "scorer", "output"), optional(TEXT)),
+    **dict.fromkeys(("prompts", "scorer"), optional(TEXT)),
     **dict.fromkeys(("max_new_tokens", "max_prompt_tokens"), optional(COUNT)),
     **dict.fromkeys(("num_envs", "eval_prompts"), COUNT),
-    **dict.fromkeys(("resume", "debug"), FLAG),
+    "debug": FLAG,
     "temperature": POSITIVE,
     "dtype": choice("float32", "bfloat16"),
     "seed": SEED,
@@ -65,10 +60,15 @@ TASK_RULES = {
 
 @dataclass
 class RunSettings(TaskSettings):
-    """And how long: all that does not belong to the algorithm."""
+    """And how long, and where it is kept: all that does not belong to the algorithm."""
 
     updates: int = 40
     """Iterations of collect → advantages → update."""
+    output: str | None = None
+    """The run's folder; default: runs/<task>-seed<seed>, with a number behind it if that exists."""
+    resume: bool = False
+    """Go on from the last checkpoint in the output folder, if there is one; a run that was killed ends with the same
+    numbers."""
     eval_every: int | None = 10
     """Updates between evaluations on the held-out prompts, the best of which is kept in best/; None: only before and
     after the run."""
@@ -76,7 +76,19 @@ class RunSettings(TaskSettings):
     """Updates between checkpoints."""
     sample_every: int = 10
     """Updates between tables of samples."""
+    optimum_samples: int = 16
+    """Responses of the reference per held-out prompt, from which the best that any policy can reach is estimated for
+    the final table; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, {**dict.fromkeys(("updates", "save_every", "sample_every"), COUNT), "eval_every": optional(COUNT)})
+        check(self, RUN_RULES)
+
+
+RUN_RULES = {
+    **dict.fromkeys(("updates", "save_every", "sample_every"), COUNT),
+    "eval_every": optional(COUNT),
+    "optimum_samples": COUNT_OR_ZERO,
+    "output": optional(TEXT),
+    "resume": FLAG,
+}

@@ -78,6 +78,8 @@ class GradientTrainer:
 
     largest: ClassVar[frozenset[str]] = frozenset({"ratio_error"})
     """Parts of a loss of which the largest counts, not the mean."""
+    kl_coef: float = 0.0
+    """β of the objective score − β·KL; 0 for a trainer that has no other."""
 
     def __init__(self, policy: ActorCritic, config: OptimConfig, total_updates: int) -> None:
         self.policy, self.total_updates, self.updates = policy, total_updates, 0

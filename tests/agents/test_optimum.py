@@ -212,6 +212,6 @@ def test_bad_samples(make_venv: Callable[..., gym.vector.VectorEnv]) -> None:
 
 
 def test_a_tree_too_large_is_refused(env: TextGenEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.optimum.MAX_STEPS", 20)
+    monkeypatch.setattr("agents.enumeration.MAX_STEPS", 20)
     with pytest.raises(ValueError, match=r"prompt='f' has more responses than 20 steps can visit; lower"):
         exact_optimum(env, BETA, "f")

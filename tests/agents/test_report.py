@@ -24,6 +24,7 @@ from textgen_env.agents.training.evaluate import (
     standard_error_of_difference,
     summarize,
 )
+from textgen_env.agents.optimum import Optimum
 from textgen_env.agents.training.report import before_after_table, held_out_curve, plot, too_large
 from textgen_env.lm.language_model import LanguageModel
 
@@ -139,6 +140,36 @@ def test_the_table_shows_values_errors_and_differences():
     assert "0.500 ± 0.000 │ 1.000 ± 0.000 │ +0.500 ± 0.000" in kl
     old = EvalReport(before.metrics, before.prompts, before.texts, before.scores)  # written before there were errors
     assert "±" not in shown(before_after_table(old, old)).split("\n", 1)[1]
+
+
+def test_the_table_says_how_far_the_optimum_is():
+    """Before: score 1, no KL. After: score 2 at 2 nats, J = 1.8; the best is 2.6 and begins at 1, so that half is left."""
+    before = summarize(played([0.0, 1.0, 2.0], [4, 4, 4], log_prob=-1.5))
+    after = summarize(played([1.0, 2.0, 3.0], [4, 4, 4]))
+    optimum = Optimum(kl_coef=0.1, value=2.6, score=3.0, kl=4.0, reference=1.0, interval=(2.5, 2.75))
+    rows = [line for line in shown(before_after_table(before, after, optimum)).splitlines() if "│" in line][-3:]
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in rows]
+    assert cells == [
+        ["objective, score − 0.1·KL", "1.000", "1.800", "+0.800"],
+        ["best possible of any policy (95 %)", "", "2.600 (2.500 to 2.750)", "+1.600"],
+        ["share of the attainable gain", "0%", "50%", ""],
+    ]
+
+
+def test_the_plot_shows_the_frontier_with_the_path_under_it(tmp_path):
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    held_out = {0: summarize(played([0.0, 1.0, 2.0], [4, 4, 4])), 3: summarize(played([1.0, 2.0, 3.0], [2, 2, 2]))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, *args, **options: drawn.append(self))
+        plot([], tmp_path / "plot.png", "", held_out, [(2.0, 3.0), (0.5, 1.5)])
+        plot([], tmp_path / "plot.png", "", held_out)
+    with_frontier, without = (figure.axes for figure in drawn)
+    assert (len(with_frontier), len(without)) == (4, 3)
+    best, path = with_frontier[3].lines
+    assert best.get_xydata().tolist() == [[0.5, 1.5], [2.0, 3.0]]
+    assert path.get_xydata().tolist() == [[2.0, 1.0], [1.0, 2.0]]  # ½ nat per token
 
 
 def test_steps_that_are_too_large_are_named_with_what_to_do():
