@@ -26,6 +26,7 @@ from textgen_env.agents.training.evaluate import (
 )
 from textgen_env.agents.training.report import before_after_table, held_out_curve, plot, too_large
 from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.token_batch import TokenBatch
 
 
 def test_the_jackknife_of_a_mean_is_s_over_root_n():
@@ -42,9 +43,7 @@ def played(scores: list[float], lengths: list[int], log_prob: float = -1.0, ref:
     columns = torch.arange(width)
     response = torch.stack([(columns > 0) & (columns <= length) for length in lengths]).long()
     rollout = Rollout(
-        input_ids=columns.expand(rows, width) + 2,
-        attention_mask=response | (columns == 0),
-        response_mask=response,
+        tokens=TokenBatch(columns.expand(rows, width) + 2, (response.bool() | (columns == 0)).long(), response),
         rewards=torch.zeros(rows, width),
         sampled_log_probs=torch.zeros(rows, width),
         terminated=torch.ones(rows, dtype=torch.bool),
