@@ -186,7 +186,7 @@ class PPO(OnPolicyTrainer):
         assert batch.values is not None
         constants = (batch.old_log_probs, batch.advantages, batch.values, batch.returns, batch.rollout.response_mask)
         old_log_probs, advantages, old_values, returns, mask = batch.rollout.cut(rows, *constants)  # (b, t)
-        new = self._evaluate(batch.rollout, rows, with_entropy=cfg.entropy_coef != 0)
+        new = self.evaluate(batch.rollout, rows, with_entropy=cfg.entropy_coef != 0)
         assert new.values is not None
         parts = {
             "policy_loss": losses.clipped_surrogate(new.log_probs, old_log_probs, advantages, cfg.clip, mask),

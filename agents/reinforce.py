@@ -126,7 +126,7 @@ class Reinforce(OnPolicyTrainer):
         """−E[Σ_t A·log π(a_t|s_t)]: the mean over some responses; and its diagnostics."""
         constants = (batch.old_log_probs, batch.advantages, batch.rollout.response_mask)
         old_log_probs, advantages, mask = batch.rollout.cut(rows, *constants)  # (b, t)
-        log_probs = self._evaluate(batch.rollout, rows).log_probs
+        log_probs = self.evaluate(batch.rollout, rows).log_probs
         loss = reinforce_loss(log_probs, advantages, mask)
         moved = log_ratio(log_probs.detach(), old_log_probs, mask)
         parts = {"approx_kl": approx_kl(log_probs, old_log_probs, mask), "ratio_error": torch.expm1(moved).abs().max()}

@@ -1,7 +1,7 @@
 """The settings that every trainer shares; read as command-line flags, checked where they are made.
 
 What lives here: what is trained on what, how long, and how often is looked and saved. What does not: the settings of an
-algorithm (``ppo_config.py``, ``sb3_ppo.py``) and of the weights (``policy.py``).
+algorithm (in its own file) and of the weights (``policy.py``).
 """
 
 from __future__ import annotations
