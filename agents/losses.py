@@ -2,9 +2,9 @@
 
 What lives here: pure functions of per-token tensors of one shape, (B, T) in the trainers; only the tokens of
 ``response_mask`` count, and whatever stands elsewhere, NaN included, reaches neither a result nor a gradient. A
-``…_loss`` returns the scalar *mean over tokens*, to be minimised; the diagnostics below them carry no gradient. What
-does not: advantages (``advantages.py``), KL estimators (`textgen_env.kl`), models, coefficients (the trainers weigh
-the terms).
+``…_loss`` returns a scalar to be minimised, the *mean over tokens* (but `reinforce_loss`: over responses); the
+diagnostics below them carry no gradient. What does not: advantages (``advantages.py``), KL estimators
+(`textgen_env.kl`), models, coefficients (the trainers weigh the terms).
 """
 
 from __future__ import annotations
@@ -32,6 +32,22 @@ def clipped_surrogate(
     ratio = log_ratio(log_prob, old_log_prob, response_mask).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return -masked_mean(torch.minimum(ratio * advantage, clipped * advantage), response_mask)
+
+
+def reinforce_loss(log_prob: Tensor, advantage: Tensor, response_mask: Tensor) -> Tensor:
+    """−1/B·Σ_i Σ_t A_t·log π(a_t|s_t) over B responses (REINFORCE; Williams 1992).
+
+    A sum over the tokens of a response and a mean over *responses*: with returns R_i less a baseline that does not
+    depend on response i, its expected gradient is −∇E[R]. A mean over tokens would weigh each response by 1/length.
+
+    Args:
+        log_prob: log π(a|s) of the sampled tokens, (B, T), with gradient.
+        advantage: A(s, a), a constant.
+        response_mask: 1 on the agent's tokens.
+    """
+    mask = response_mask.bool()
+    terms = torch.where(mask, log_prob, 0.0) * torch.where(mask, advantage, 0.0)
+    return -terms.sum(dim=1).mean()
 
 
 def clipped_value_loss(

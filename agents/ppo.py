@@ -28,14 +28,13 @@ from .advantages import gae, masked_whiten
 from .policy import ActorCritic, PolicyConfig
 from .rollout import Rollout
 from .rollout_metrics import mean_return
-from .training.command_line import parse, read_lines, resume_command
+from .training.command_line import read_lines
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.finite import NonFiniteError
 from .training.former_names import accept_former_names
-from .training.memory import keep_freed_memory
 from .training.on_policy import Batch, OnPolicyConfig, OnPolicyTrainer
-from .training.run import Run
+from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
 from .training.setting_checks import COUNT, FLAG, NOT_NEGATIVE, POSITIVE, SHARE, TEXT, check, choice, optional
 
@@ -187,7 +186,7 @@ class PPO(OnPolicyTrainer):
         assert batch.values is not None
         constants = (batch.old_log_probs, batch.advantages, batch.values, batch.returns, batch.rollout.response_mask)
         old_log_probs, advantages, old_values, returns, mask = batch.rollout.cut(rows, *constants)  # (b, t)
-        new = self._evaluate(batch.rollout, rows, with_entropy=cfg.entropy_coef != 0)
+        new = self.evaluate(batch.rollout, rows, with_entropy=cfg.entropy_coef != 0)
         assert new.values is not None
         parts = {
             "policy_loss": losses.clipped_surrogate(new.log_probs, old_log_probs, advantages, cfg.clip, mask),
@@ -230,15 +229,13 @@ class PPO(OnPolicyTrainer):
 
 def make_run(arguments: Sequence[str] | None = None) -> Run:
     """Everything up to the first update; see `main`."""
-    module = "textgen_env.agents.ppo"
-    settings = parse(PPOSettings, module, arguments)
-    texts = read_lines("ptx_texts", settings.ptx_texts) if settings.ptx_texts else []
-    keep_freed_memory()
-    return Run(
-        settings,
-        lambda run: PPO(run.venv, run.policy, settings.ppo, ptx_texts=texts, **run.options),
-        resume_command=resume_command(module, arguments),
-    )
+
+    def make_trainer(run: Run) -> PPO:
+        name = run.settings.ptx_texts
+        texts = read_lines("ptx_texts", name) if name else []
+        return PPO(run.venv, run.policy, run.settings.ppo, ptx_texts=texts, **run.options)
+
+    return run_of_command_line("textgen_env.agents.ppo", PPOSettings, make_trainer, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

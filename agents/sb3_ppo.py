@@ -2,7 +2,7 @@
 
 What lives here: the mapping of the settings (``sb3_config.py``) onto SB3, and the door of the command line
 (``python -m textgen_env.agents.sb3_ppo``). What does not: the policy, the buffer and the KL penalty, which are
-`textgen_env.integrations.sb3`; the run (``run.py``), which is the native trainer's.
+`textgen_env.integrations.sb3`; the run (``training/run.py``), which is the native trainer's.
 
 A run that was stopped goes on with ``--resume`` from a checkpoint of safetensors and JSON: weights, optimiser, learning
 rate, adaptive β and the environment's generators as they were. SB3's own ``model.zip`` is written for `PPO.load` and

@@ -49,9 +49,8 @@ def measure(settings: LearningSettings) -> Iterator[dict[str, Any]]:
 def train(settings: PPOSettings) -> dict[str, float]:
     """One run from start to end: held-out metrics before and after, and its cost."""
     begin = time.perf_counter()
-    options: dict[str, Any] = {"seed": settings.seed, "total_updates": settings.updates}
     console = Console(stderr=True)
-    folder = Run(settings, lambda venv, policy: PPO(venv, policy, settings.ppo, **options), console).execute()
+    folder = Run(settings, lambda run: PPO(run.venv, run.policy, settings.ppo, **run.options), console).execute()
     minutes = (time.perf_counter() - begin) / 60
     before, after = (json.loads((folder / f"{name}.json").read_text())["metrics"] for name in ("before", "after"))
     return {

@@ -14,6 +14,8 @@ import torch
 import transformers as hf
 from tiny_models import SMALL, VOCAB
 
+from textgen_env.lm.token_batch import TokenBatch
+
 LONGEST = 24  # tokens of a text
 
 PLAIN: dict[str, Any] = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
@@ -140,11 +142,11 @@ def own_log_probs(model: Any, text: Any) -> torch.Tensor:
     return own_output(model, text).logits[0, -1, :VOCAB].float().log_softmax(-1)
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch() -> TokenBatch:
     """Texts on both sides of every switch; one response has a stretch that the agent did not write."""
     ids = torch.randint(3, VOCAB, (4, LONGEST), generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([12, SWITCH, LONGEST, 5])
     attention = (torch.arange(LONGEST) < lengths[:, None]).long()
     response = attention * (torch.arange(LONGEST) >= torch.tensor([3, 2, 4, 4])[:, None]).long()
     response[2, 10:18] = 0
-    return ids * attention, attention, response
+    return TokenBatch(ids * attention, attention, response)

@@ -96,7 +96,8 @@ def test_what_needs_no_extra_works_without_it() -> None:
     code = """
 import gymnasium as gym, torch, textgen_env
 from textgen_env import LanguageModel
-from textgen_env.agents import advantages, losses, optim
+from textgen_env.agents import advantages, losses
+from textgen_env.agents.training import optim
 from textgen_env.agents.policy import ActorCritic, PolicyConfig
 from textgen_env.agents.rollout import collect
 venv = gym.make_vec("textgen/Sentiment-v0", num_envs=2, autoreset_mode="Disabled", max_new_tokens=3)

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from textgen_env.assets import model_path
 from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.sampling import SamplingParams
 
 
 @pytest.fixture
@@ -208,7 +209,7 @@ def test_log_probs_are_those_of_one_sequence_at_a_time(byte_model: str, monkeypa
     lengths = [9, 1, 4, 7, 2]
     ids = torch.from_numpy(rng.integers(3, 259, size=(5, 9)))
     mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).long()
-    result = lm.log_probs(ids, mask, temperature=0.7)
+    result = lm.log_probs(ids, mask, SamplingParams(0.7))
     expected = torch.zeros(5, 9)
     for row, length in enumerate(lengths):
         with torch.no_grad():
@@ -217,4 +218,4 @@ def test_log_probs_are_those_of_one_sequence_at_a_time(byte_model: str, monkeypa
             expected[row, column] = logits[column - 1].log_softmax(-1)[ids[row, column]]
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
     garbage = torch.where(mask.bool(), ids, torch.from_numpy(rng.integers(3, 259, size=(5, 9))))
-    torch.testing.assert_close(lm.log_probs(garbage, mask, temperature=0.7), result, atol=1e-6, rtol=0)
+    torch.testing.assert_close(lm.log_probs(garbage, mask, SamplingParams(0.7)), result, atol=1e-6, rtol=0)

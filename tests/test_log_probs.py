@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 from textgen_env.lm import log_probs as module
 from textgen_env.lm.backbone import split
 from textgen_env.lm.gqa_attention import best_attention
-from textgen_env.lm.log_probs import response_log_probs, unpack
+from textgen_env.lm.log_probs import read_states, response_log_probs, unpack
+from textgen_env.lm.sampling import SamplingParams
 from textgen_env.lm.slot_attention import attention_of
+from textgen_env.lm.token_batch import TokenBatch
 
 
 def from_config(config: Any) -> Any:
@@ -41,13 +43,29 @@ MODELS: dict[str, Any] = {
 }
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch() -> TokenBatch:
     """Four rows of different lengths; the third has a stretch inside the response that the agent did not write."""
     ids = torch.randint(3, VOCAB, (4, 12), generator=torch.Generator().manual_seed(0))
     attention = (torch.arange(12) < torch.tensor([12, 6, 11, 5])[:, None]).long()
     response = attention * (torch.arange(12) >= torch.tensor([4, 3, 2, 5])[:, None]).long()
     response[2, 5:7] = 0
-    return ids, attention, response
+    return TokenBatch(ids, attention, response)
+
+
+def written(grid: torch.Tensor | None) -> torch.Tensor:
+    """The response tokens' values, row by row; there are none elsewhere."""
+    assert grid is not None
+    mask = batch().response_mask.bool()
+    assert not grid[~mask].any()
+    return grid[mask]
+
+
+def hidden_states(model: Any, texts: TokenBatch) -> torch.Tensor:
+    """(N, d): what predicts the response tokens, by the library's own forward of each text alone."""
+    rows = []
+    for row, column in texts.response_mask.nonzero().tolist():
+        rows.append(model.model(input_ids=texts.input_ids[row : row + 1, :column]).last_hidden_state[0, -1])
+    return torch.stack(rows).detach()
 
 
 def expected_scores(model: Any, warp: Any = lambda logits: logits) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,11 +84,10 @@ def expected_scores(model: Any, warp: Any = lambda logits: logits) -> tuple[torc
 
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_one_sequence_at_a_time(name: str) -> None:
-    scores = response_log_probs(MODELS[name], *batch(), vocab_size=VOCAB, with_entropy=True)
+    scores = response_log_probs(MODELS[name], batch(), vocab_size=VOCAB, with_entropy=True)
     log_probs, entropy = expected_scores(MODELS[name])
-    torch.testing.assert_close(scores.log_probs.double(), log_probs, atol=1e-5, rtol=1e-5)
-    assert scores.entropy is not None
-    torch.testing.assert_close(scores.entropy.double(), entropy, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(written(scores.log_probs).double(), log_probs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(written(scores.entropy).double(), entropy, atol=1e-5, rtol=1e-5)
     assert split(MODELS[name]) is not None
 
 
@@ -85,9 +102,9 @@ def test_unknown_head_uses_the_models_own_logits(monkeypatch: pytest.MonkeyPatch
         return output
 
     monkeypatch.setattr(type(model), "forward", odd)
-    scores = response_log_probs(model, *batch(), vocab_size=VOCAB)
+    scores = response_log_probs(model, batch(), vocab_size=VOCAB)
     assert split(model) is None
-    torch.testing.assert_close(scores.log_probs.double(), expected_scores(model)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(written(scores.log_probs).double(), expected_scores(model)[0], atol=1e-5, rtol=1e-5)
     assert head is not None
 
 
@@ -97,26 +114,25 @@ def test_warping_is_applied_before_the_softmax() -> None:
     ids, attention, response = batch()
     ids[~mask[ids]] += 1  # written under the mask
     model = MODELS["llama"]
-    scores = response_log_probs(
-        model, ids, attention, response, vocab_size=VOCAB, temperature=0.7, mask=mask, with_entropy=True
-    )
-    hidden = scores.hidden.detach()
+    texts, cooler = TokenBatch(ids, attention, response), SamplingParams(temperature=0.7)
+    scores = response_log_probs(model, texts, cooler, vocab_size=VOCAB, mask=mask, with_entropy=True)
+    hidden = hidden_states(model, texts)
     logits = (model.lm_head(hidden)[:, :VOCAB].double() / 0.7).masked_fill(~mask, -torch.inf)
     expected = logits.log_softmax(-1).gather(1, ids[response.bool()].unsqueeze(1)).squeeze(1)
-    torch.testing.assert_close(scores.log_probs.double(), expected.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(written(scores.log_probs).double(), expected.detach(), atol=1e-5, rtol=1e-5)
     assert scores.entropy is not None
     assert torch.isfinite(scores.entropy).all()
 
 
 def test_top_k_never_makes_a_taken_action_impossible() -> None:
-    scores = response_log_probs(MODELS["llama"], *batch(), vocab_size=VOCAB, top_k=1)
+    scores = response_log_probs(MODELS["llama"], batch(), SamplingParams(top_k=1), vocab_size=VOCAB)
     assert torch.isfinite(scores.log_probs).all()
     ids, _, response = batch()
-    logits = MODELS["llama"].lm_head(scores.hidden)[:, :VOCAB]
+    logits = MODELS["llama"].lm_head(hidden_states(MODELS["llama"], batch()))[:, :VOCAB]
     best, taken = logits.max(-1).values, logits.gather(1, ids[response.bool()].unsqueeze(1)).squeeze(1)
     two = torch.stack([taken, best]).log_softmax(0)[0]  # the set is {best, taken}
     expected = torch.where(taken == best, torch.zeros(()), two)
-    torch.testing.assert_close(scores.log_probs, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(written(scores.log_probs), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1024, 3])
@@ -128,10 +144,10 @@ def test_gradients_equal_those_of_the_whole_computation(chunk: int, monkeypatch:
     def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad(loss, list(model.parameters())))
 
-    scores = response_log_probs(model, *batch(), vocab_size=VOCAB, with_entropy=True, temperature=1.3)
+    scores = response_log_probs(model, batch(), SamplingParams(1.3), vocab_size=VOCAB, with_entropy=True)
     assert scores.entropy is not None
-    weights = torch.linspace(-1, 1, len(scores.log_probs))
-    ours = gradients((scores.log_probs * weights).sum() + 0.5 * scores.entropy.sum())
+    weights = torch.linspace(-1, 1, int(batch().response_mask.sum()))
+    ours = gradients((written(scores.log_probs) * weights).sum() + 0.5 * scores.entropy.sum())
     log_probs, entropy = expected_scores(model, lambda logits: logits / 1.3)
     theirs = gradients((log_probs * weights).sum() + 0.5 * entropy.sum())
     for mine, other in zip(ours, theirs, strict=True):
@@ -145,7 +161,7 @@ def test_attention_of_short_texts_in_half_precision(name: str, monkeypatch: pyte
     model.config._attn_implementation = "sdpa"
 
     def run() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        scores = response_log_probs(model, *batch(), vocab_size=VOCAB).log_probs
+        scores = response_log_probs(model, batch(), vocab_size=VOCAB).log_probs
         return scores.detach(), torch.autograd.grad(scores.sum(), list(model.parameters()))
 
     theirs, their_gradients = run()
@@ -163,40 +179,34 @@ def test_half_precision_on_a_cpu_takes_that_attention(monkeypatch: pytest.Monkey
         assert model.config._attn_implementation == "textgen_grouped"
     with best_attention(model, 1000):
         assert model.config._attn_implementation == "sdpa"
-    scores = response_log_probs(model, *batch(), vocab_size=VOCAB).log_probs
-    torch.testing.assert_close(scores, loose, atol=0.3, rtol=0)
+    scores = response_log_probs(model, batch(), vocab_size=VOCAB).log_probs
+    torch.testing.assert_close(written(scores), loose, atol=0.3, rtol=0)
     assert model.config._attn_implementation == "sdpa"
 
 
 def test_hidden_states_are_those_that_predict() -> None:
-    ids, attention, response = batch()
-    scores = response_log_probs(MODELS["llama"], ids, attention, response)
-    with torch.no_grad():
-        alone = MODELS["llama"](ids[1:2, :6], output_hidden_states=True).hidden_states[-1][0]
-    first = int(response[0].sum())
-    torch.testing.assert_close(scores.hidden[first : first + 3].detach(), alone[2:5], atol=1e-5, rtol=1e-5)
+    """Whoever reads them is handed (N, d), and what it makes of them stands where the tokens stand."""
+    model, given = MODELS["llama"], []
+
+    def third(hidden: torch.Tensor) -> torch.Tensor:
+        given.append(hidden.detach())
+        return hidden[:, 2]
+
+    scores = response_log_probs(model, batch(), readout=third)
+    alone = hidden_states(model, batch())
+    torch.testing.assert_close(written(scores.readout).detach(), alone[:, 2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(given[0], alone, atol=1e-5, rtol=1e-5)
+    assert response_log_probs(model, batch()).readout is None
+    torch.testing.assert_close(read_states(model, batch(), third), scores.readout)
 
 
 def test_no_response_no_scores() -> None:
     ids, attention, response = batch()
-    scores = response_log_probs(MODELS["llama"], ids, attention, response * 0, with_entropy=True)
-    assert scores.log_probs.shape == (0,)
+    scores = response_log_probs(MODELS["llama"], TokenBatch(ids, attention, response * 0), with_entropy=True)
     assert scores.entropy is not None
-    assert scores.entropy.shape == (0,)
-
-
-def test_bad_batches() -> None:
-    ids, attention, response = batch()
-    with pytest.raises(ValueError, match="one shape"):
-        response_log_probs(MODELS["llama"], ids, attention[:, :5], response)
-    with pytest.raises(ValueError, match="right padding"):
-        response_log_probs(MODELS["llama"], ids, attention.flip(1), response)
-    with pytest.raises(ValueError, match="calls padding"):
-        response_log_probs(MODELS["llama"], ids, attention, torch.ones_like(response))
-    first = torch.zeros_like(response)
-    first[0, 0] = 1
-    with pytest.raises(ValueError, match="column 0"):
-        response_log_probs(MODELS["llama"], ids, attention, first)
+    for grid in (scores.log_probs, scores.entropy):
+        assert grid.shape == ids.shape
+        assert not grid.any()
 
 
 def test_unpack_puts_each_token_where_it_stands_and_carries_the_gradient() -> None:

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.log_probs import response_log_probs
 from textgen_env.lm.prefix_cache import PrefixCache, path_of
+from textgen_env.lm.token_batch import TokenBatch
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
@@ -69,9 +70,9 @@ def assert_own(model: Any, cache: PrefixCache, context: Callable[[], Any] = null
     attention = (torch.arange(9) < torch.tensor([[9], [6]])).long()
     response = attention * (torch.arange(9) > 0).long()
     with context(), torch.no_grad():
-        scores = response_log_probs(model, ids, attention, response, vocab_size=VOCAB).log_probs
+        scores = response_log_probs(model, TokenBatch(ids, attention, response), vocab_size=VOCAB).log_probs
     wanted = [expected[row][column - 1, ids[row, column]] for row, column in response.nonzero().tolist()]
-    torch.testing.assert_close(scores, torch.stack(wanted), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores[response.bool()], torch.stack(wanted), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "tied"), CASES)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from textgen_env.lm.sampling import BLOCK, sample, warp_logits
+from textgen_env.lm.sampling import BLOCK, SamplingParams, sample, warp_logits
 
 INF = float("inf")
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, 0.0]])
@@ -18,7 +18,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_temperature_divides() -> None:
-    assert warp_logits(LOGITS, temperature=2.0).tolist() == [[0.5, 1.5, 1.0, 0.0]]
+    assert warp_logits(LOGITS, SamplingParams(temperature=2.0)).tolist() == [[0.5, 1.5, 1.0, 0.0]]
 
 
 def test_mask_removes_and_input_is_untouched() -> None:
@@ -29,14 +29,16 @@ def test_mask_removes_and_input_is_untouched() -> None:
 
 
 def test_top_k_keeps_the_largest_and_ties() -> None:
-    assert warp_logits(LOGITS, top_k=2).tolist() == [[-INF, 3.0, 2.0, -INF]]
-    assert warp_logits(torch.tensor([[1.0, 1.0, 0.0]]), top_k=1).tolist() == [[1.0, 1.0, -INF]]
-    assert torch.equal(warp_logits(LOGITS, top_k=99), LOGITS)
+    assert warp_logits(LOGITS, SamplingParams(top_k=2)).tolist() == [[-INF, 3.0, 2.0, -INF]]
+    assert warp_logits(torch.tensor([[1.0, 1.0, 0.0]]), SamplingParams(top_k=1)).tolist() == [[1.0, 1.0, -INF]]
+    assert torch.equal(warp_logits(LOGITS, SamplingParams(top_k=99)), LOGITS)
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    kept = {p: (warp_logits(logits, top_p=p) > -INF).tolist()[0] for p in (0.1, 0.45, 0.55, 0.79, 0.9, 0.99)}
+    kept = {
+        p: (warp_logits(logits, SamplingParams(top_p=p)) > -INF).tolist()[0] for p in (0.1, 0.45, 0.55, 0.79, 0.9, 0.99)
+    }
     assert kept == {
         0.1: [True, False, False, False],
         0.45: [True, False, False, False],
@@ -49,19 +51,20 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
 
 def test_order_is_mask_temperature_top_k_top_p() -> None:
     logits = torch.tensor([[9.0, math.log(0.5) * 2, math.log(0.3) * 2, math.log(0.2) * 2]])
-    warped = warp_logits(logits, mask=torch.tensor([False, True, True, True]), temperature=2.0, top_k=3, top_p=0.7)
+    sampling = SamplingParams(temperature=2.0, top_k=3, top_p=0.7)
+    warped = warp_logits(logits, sampling, mask=torch.tensor([False, True, True, True]))
     torch.testing.assert_close(warped.exp(), torch.tensor([[0.0, 0.5, 0.3, 0.0]]))
 
 
 def test_keep_spares_taken_actions_from_top_k_and_top_p() -> None:
-    kept = warp_logits(LOGITS, top_k=1, keep=torch.tensor([0]))
+    kept = warp_logits(LOGITS, SamplingParams(top_k=1), keep=torch.tensor([0]))
     assert kept.tolist() == [[1.0, 3.0, -INF, -INF]]
-    assert warp_logits(LOGITS, top_p=0.1, keep=torch.tensor([3])).tolist() == [[-INF, 3.0, -INF, 0.0]]
+    assert warp_logits(LOGITS, SamplingParams(top_p=0.1), keep=torch.tensor([3])).tolist() == [[-INF, 3.0, -INF, 0.0]]
 
 
 def test_warping_is_differentiable() -> None:
     logits = LOGITS.clone().requires_grad_()
-    warp_logits(logits, temperature=2.0, top_k=3).log_softmax(-1)[0, 1].backward()
+    warp_logits(logits, SamplingParams(temperature=2.0, top_k=3)).log_softmax(-1)[0, 1].backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
     assert logits.grad[0, 3] == 0.0
@@ -77,7 +80,17 @@ def test_half_precision_becomes_float32() -> None:
 )
 def test_bad_settings_name_argument_and_value(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{setting}: .*{value}"):
-        warp_logits(LOGITS, **{setting: value})  # type: ignore[arg-type]
+        SamplingParams(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_the_reference_shares_the_temperature_alone() -> None:
+    assert SamplingParams(0.7, top_k=3, top_p=0.5).of_reference == SamplingParams(0.7)
+
+
+def test_fields_alone_are_taken_for_one_release() -> None:
+    with pytest.warns(DeprecationWarning, match=r"give sampling=SamplingParams\(temperature=2.0, top_k=3\)"):
+        old = warp_logits(LOGITS, temperature=2.0, top_k=3)
+    assert torch.equal(old, warp_logits(LOGITS, SamplingParams(2.0, 3)))
 
 
 @pytest.mark.parametrize("vocab_size", [5, BLOCK, BLOCK + 1, 3 * BLOCK + 17])

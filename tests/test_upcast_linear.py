@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from textgen_env.lm import upcast_linear as module
 from textgen_env.lm.log_probs import response_log_probs
 from textgen_env.lm.prefix_cache import PrefixCache
+from textgen_env.lm.token_batch import TokenBatch
 from textgen_env.lm.upcast_linear import UpcastLinear, float32_is_faster, upcast_linear
 
 HALF_ULP = 2**-8  # of bf16, relative: what one rounding may cost
@@ -106,9 +107,10 @@ def test_scores_and_gradients_of_a_model(kind: str, forced: None) -> None:
     ones = torch.ones_like(ids)
     response = ones.clone()
     response[:, :4] = 0
+    texts = TokenBatch(ids, ones, response)
 
     def run(of: Any) -> tuple[Tensor, list[Tensor]]:
-        log_probs = response_log_probs(of, ids, ones, response, vocab_size=VOCAB).log_probs
+        log_probs = response_log_probs(of, texts, vocab_size=VOCAB).log_probs[response.bool()]
         return log_probs.detach(), [g.float() for g in torch.autograd.grad(log_probs.mean(), list(of.parameters()))]
 
     half = copy.deepcopy(model).bfloat16()

@@ -59,8 +59,8 @@ def test_decoding_is_the_models_own(name: str) -> None:
 def test_scoring_is_the_models_own(name: str) -> None:
     model = build(name)
     with torch.no_grad():
-        ours = response_log_probs(model, *batch(), vocab_size=VOCAB).log_probs
-        torch.testing.assert_close(ours, expected_scores(model), atol=2e-4, rtol=0)
+        ours = response_log_probs(model, batch(), vocab_size=VOCAB).log_probs
+        torch.testing.assert_close(ours[batch().response_mask.bool()], expected_scores(model), atol=2e-4, rtol=0)
     assert way_of(model) == ("alone" if name == "xlnet" else "fast")
 
 
@@ -69,7 +69,7 @@ def test_gradients_are_the_models_own(name: str) -> None:
     """After decoding, which must leave nothing behind that gradients stumble over."""
     model = build(name)
     PrefixCache(model, 1).next_logits([list(range(3, 3 + LONGEST))], [LONGEST])
-    ours = response_log_probs(model, *batch(), vocab_size=VOCAB).log_probs.sum()
+    ours = response_log_probs(model, batch(), vocab_size=VOCAB).log_probs.sum()
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     mine = torch.autograd.grad(ours, learning, allow_unused=True)
     theirs = torch.autograd.grad(expected_scores(model).sum(), learning, allow_unused=True)
@@ -97,7 +97,7 @@ def test_one_log_line_says_what_is_slow(caplog: pytest.LogCaptureFixture) -> Non
     with caplog.at_level(logging.WARNING):
         for length in (3, 4, 5):
             PrefixCache(model, 1, vocab_size=VOCAB).next_logits([[5] * length], [length])
-            response_log_probs(model, *batch(), vocab_size=VOCAB)
+            response_log_probs(model, batch(), vocab_size=VOCAB)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("textgen_env")]
     assert len(lines) == 1
     assert lines[0].startswith("MambaForCausalLM: decoding falls back to reading each prefix anew at every step")
@@ -150,7 +150,7 @@ def test_what_cannot_be_served_is_refused_by_name(kind: Any, dtype: torch.dtype)
         with pytest.raises(ValueError, match=f"model: {REFUSED[kind]}"):
             PrefixCache(model, 1).next_logits([[5, 6, 7]], [3])
         with pytest.raises(ValueError, match=f"model: {REFUSED[kind]}"):
-            response_log_probs(model, *batch())
+            response_log_probs(model, batch())
 
 
 @pytest.mark.parametrize(("part", "refused"), [(1e-4, False), (1e-2, True)])
@@ -209,7 +209,7 @@ def test_reading_leaves_the_models_frequencies_as_they_were(name: str) -> None:
     for _ in range(2):
         state = {key: copy.deepcopy(value) for key, value in [*vars(rope).items(), *rope.named_buffers()]}
         PrefixCache(model, 1).next_logits([list(range(3, 3 + LONGEST))], [LONGEST])
-        response_log_probs(model, *batch(), vocab_size=VOCAB)
+        response_log_probs(model, batch(), vocab_size=VOCAB)
         after = dict([*vars(rope).items(), *rope.named_buffers()])
         assert after.keys() == state.keys()
         for key, value in state.items():
@@ -229,12 +229,12 @@ def test_autocast_does_not_reach_the_comparison() -> None:
 @pytest.mark.parametrize("name", ["mamba", "phi3-longrope", "llama-dynamic"])
 def test_in_inference_mode_too(name: str) -> None:
     """The first use of all; training goes on afterwards."""
-    model, (ids, attention, response) = build(name), batch()
+    model, ids = build(name), batch().input_ids
     with torch.inference_mode():
         ours = PrefixCache(model, 1, vocab_size=VOCAB).next_logits(ids[:1, :12], [12])[0].log_softmax(-1)
-        scores = response_log_probs(model, ids, attention, response, vocab_size=VOCAB).log_probs
+        scores = response_log_probs(model, batch(), vocab_size=VOCAB).log_probs
         torch.testing.assert_close(ours, own_log_probs(model, ids[0, :12]), atol=2e-4, rtol=0)
-    with_gradient = response_log_probs(model, ids, attention, response, vocab_size=VOCAB).log_probs
+    with_gradient = response_log_probs(model, batch(), vocab_size=VOCAB).log_probs
     torch.testing.assert_close(with_gradient.detach(), scores.clone(), atol=1e-5, rtol=1e-5)
     with_gradient.sum().backward()
 

@@ -200,7 +200,7 @@ class OnPolicyTrainer(GradientTrainer):
         if self.config.old_log_probs == "sampled":
             old = self._as_sampled(rollout, micro_batches)
         else:
-            parts = [self._evaluate(rollout, rows, with_entropy=True) for rows in micro_batches]
+            parts = [self.evaluate(rollout, rows, with_entropy=True) for rows in micro_batches]
             log_probs, values, entropies = zip(*parts, strict=True)
             old = TokenEvaluation(
                 join(tokens, micro_batches, log_probs),
@@ -225,7 +225,7 @@ class OnPolicyTrainer(GradientTrainer):
             values = unpack(head(rollout.states), rollout.response_mask)
         return TokenEvaluation(rollout.sampled_log_probs, values, None)
 
-    def _evaluate(self, rollout: Rollout, rows: Tensor, *, with_entropy: bool = False) -> TokenEvaluation:
+    def evaluate(self, rollout: Rollout, rows: Tensor, *, with_entropy: bool = False) -> TokenEvaluation:
         """The pass that is trained: of the policy, as the tokens were sampled."""
         evaluated = self.policy(rollout.rows(rows), self.sampling, mask=rollout.masks(rows), with_entropy=with_entropy)
         return cast(TokenEvaluation, evaluated)

@@ -1,7 +1,7 @@
 """What a run shows people: tables on the terminal, a plot and a page of episodes.
 
 What lives here: rich tables, a matplotlib figure and an HTML page made of finished numbers. What does not: measuring
-them (``evaluate.py``), writing them down (``metrics.py``), printing (``display.py``).
+them (``evaluate.py``), writing them down (``metrics_log.py``), printing (``display.py``).
 
 Prompts and responses are a model's and therefore untrusted: they are shown as they are, without markup, and what would
 steer a terminal is made visible (`textgen_env.render.visible`).
@@ -10,15 +10,19 @@ steer a terminal is made visible (`textgen_env.render.visible`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from textgen_env.render import visible
+from textgen_env.render import Frame, render_html, visible
 
 from ..optimum import Optimum
+from .display import Display
 from .evaluate import EvalReport, standard_error_of_difference
 from .extra import Table, Text
+from .files import replace_file
+from .metrics_log import read_metrics
+from .run_settings import RunSettings
 
 ROWS = (
     ("score", "score", "{:.3f}"),
@@ -28,6 +32,7 @@ ROWS = (
     ("response_length", "response length, tokens", "{:.1f}"),
     ("distinct_2", "distinct-2", "{:.3f}"),
     ("eos_rate", "responses that end with EOS", "{:.0%}"),
+    ("perplexity", "perplexity of the held-out references", "{:.2f}"),
 )
 LIMITS = {"clip_fraction": ("clip fraction", 0.3), "approx_kl": ("approx-KL", 0.1)}
 """Beyond these the steps of an update are too large for the surrogate to mean anything."""
@@ -73,7 +78,7 @@ def before_after_table(before: EvalReport, after: EvalReport, optimum: Optimum |
     table.add_column("")
     for name in ("before", "after", "difference"):
         table.add_column(name, justify="right")
-    for key, label, form in ROWS:
+    for key, label, form in (row for row in ROWS if row[0] in before.metrics and row[0] in after.metrics):
         old, new = before.metrics[key], after.metrics[key]
         error = standard_error_of_difference(before, after, key)
         difference = _with_error(form.replace("{:", "{:+"), new - old, form, error)
@@ -186,6 +191,40 @@ def _draw_frontier(
     axes.set(xlabel="KL, nats per response", title="score against KL")
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def write_report(
+    folder: Path,
+    display: Display,
+    settings: RunSettings,
+    evaluations: tuple[EvalReport, EvalReport],
+    episodes: Callable[[], list[Frame]],
+    attainable: Attainable | None = None,
+) -> None:
+    """Plot, page of episodes and tables; what fails is left out and named.
+
+    Args:
+        folder: of the run, with its ``metrics.jsonl``.
+        display: where tables are printed.
+        settings: of the run.
+        evaluations: before and after training.
+        episodes: those that the page shows, the policy's after training.
+        attainable: the best that any policy can reach, if it is known.
+    """
+    title = f"{settings.env}, {settings.model}, seed {settings.seed}"
+    held_out = dict(zip((0, settings.updates), evaluations, strict=True))
+    optimum = attainable.optimum if attainable else None
+
+    def draw(path: Path) -> None:
+        plot(read_metrics(folder / "metrics.jsonl"), path, title, held_out, attainable.frontier if attainable else ())
+
+    def write_page() -> None:
+        replace_file(folder / "episodes.html", render_html(episodes(), title=f"{title}: after training"))
+
+    display.attempt("plot.png", lambda: replace_file(folder / "plot.png", draw))
+    display.attempt("episodes.html", write_page)
+    display.attempt("the table of before and after", lambda: before_after_table(*evaluations, optimum))
+    display.attempt("the table of answers", lambda: answers_table(*evaluations))
 
 
 def held_out_curve(

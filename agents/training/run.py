@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
@@ -21,19 +21,20 @@ from textgen_env.episode import Prompt
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.sampling import SamplingParams
 from textgen_env.prompts import prompt_as_dict
-from textgen_env.render import Frame, render_html
 
 from ..optimum import sample_reference
 from ..policy import ActorConfig, ActorCritic, Reference, reference_of
 from .checkpoint import CheckpointError
+from .command_line import parse, resume_command
 from .display import Display
 from .environments import make_environments, split_prompts
 from .evaluate import EvalReport, Played, frames, play, summarize
 from .extra import Console
 from .files import replace_file, replace_folder
 from .finite import check_metrics, check_weights
-from .metrics_log import MetricsLog, read_metrics
-from .report import Attainable, Samples, answers_table, before_after_table, plot, samples_table, too_large
+from .memory import keep_freed_memory
+from .metrics_log import MetricsLog
+from .report import Attainable, Samples, samples_table, too_large, write_report
 from .run_folder import RunFolder
 from .run_settings import RunSettings, TaskSettings
 from .stopping import Stopped, Stopping
@@ -115,7 +116,8 @@ class Run:
         *,
         resume_command: Callable[[Path], str] | None = None,
     ) -> None:
-        self.settings, self.display = settings, Display(console)
+        self.settings: Any = settings
+        self.display = Display(console)
         self._resume_command = resume_command or (lambda folder: f"Run with resume=True and output={str(folder)!r}")
         self.run_folder = RunFolder(settings, self.prefix, self.display)
         self.folder = self.run_folder.path
@@ -316,43 +318,24 @@ def _prompts(venv: VectorEnv) -> list[Prompt]:
     return list(cast(Any, venv.unwrapped).prompts)
 
 
-def write_report(
-    folder: Path,
-    display: Display,
-    settings: RunSettings,
-    evaluations: tuple[EvalReport, EvalReport],
-    episodes: Callable[[], list[Frame]],
-    attainable: Attainable | None = None,
-) -> None:
-    """Plot, page of episodes and tables; what fails is left out and named.
-
-    Args:
-        folder: of the run, with its ``metrics.jsonl``.
-        display: where tables are printed.
-        settings: of the run.
-        evaluations: before and after training.
-        episodes: those that the page shows, the policy's after training.
-        attainable: the best that any policy can reach, if it is known.
-    """
-    title = f"{settings.env}, {settings.model}, seed {settings.seed}"
-    held_out = dict(zip((0, settings.updates), evaluations, strict=True))
-
-    optimum = attainable.optimum if attainable else None
-
-    def draw(path: Path) -> None:
-        frontier = attainable.frontier if attainable else ()
-        plot(read_metrics(folder / "metrics.jsonl"), path, title, held_out, frontier)
-
-    def write_page() -> None:
-        replace_file(folder / "episodes.html", render_html(episodes(), title=f"{title}: after training"))
-
-    display.attempt("plot.png", lambda: replace_file(folder / "plot.png", draw))
-    display.attempt("episodes.html", write_page)
-    display.attempt("the table of before and after", lambda: before_after_table(*evaluations, optimum))
-    display.attempt("the table of answers", lambda: answers_table(*evaluations))
-
-
 def live(metrics: Mapping[str, float]) -> str:
     """The numbers of an update that are shown while the run goes on."""
-    shown = {"score": "score {:.3f}", "kl_per_token": "KL {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
+    shown = {"score": "score {:.3f}", "kl_per_token": "KL {:.3f}", "perplexity": "perplexity {:.2f}"}
+    shown |= {"tokens_per_second": "{:,.0f} tokens/s"}
     return "  ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)
+
+
+def run_of_command_line(
+    module: str, kind: type[RunSettings], make_trainer: Callable[[Run], Trainer], arguments: Sequence[str] | None
+) -> Run:
+    """A native trainer's run from command-line flags: everything up to the first update.
+
+    Args:
+        module: of the trainer, as in ``python -m module``.
+        kind: dataclass of its settings.
+        make_trainer: see `Run`, whose `settings` are those.
+        arguments: the flags; None takes those of the process.
+    """
+    settings = parse(kind, module, arguments)
+    keep_freed_memory()
+    return Run(settings, make_trainer, resume_command=resume_command(module, arguments))

@@ -1,6 +1,7 @@
 """The folder of a run: which one it is, that one process at a time writes it, and that it goes on as it began.
 
-What lives here: `RunFolder`. What does not: what a run writes into it (``run.py``, ``checkpoint.py``, ``metrics.py``).
+What lives here: `RunFolder`. What does not: what a run writes into it (``run.py``, ``checkpoint.py``,
+``metrics_log.py``).
 """
 
 from __future__ import annotations

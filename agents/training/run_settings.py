@@ -1,7 +1,7 @@
 """The settings that every trainer shares; read as command-line flags, checked where they are made.
 
 What lives here: the task, how long it is trained, and how often is looked and saved. What does not: the settings of an
-algorithm (its own file, ``sb3_config.py``) and of the weights (``policy.py``).
+algorithm (in its own file) and of the weights (``policy.py``).
 """
 
 from __future__ import annotations

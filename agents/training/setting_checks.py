@@ -1,7 +1,7 @@
 """What a setting of a run may be: one table of rules for each group of settings, checked when the group is made.
 
 What lives here: the rules, and `check`, which applies them. What does not: the settings and their meaning
-(``run.py``, ``ppo_config.py``, ``policy.py``, ``sb3_ppo.py``).
+(``run_settings.py``, ``policy.py``, each algorithm's own file).
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class GradientTrainer:
         for rows, weight in zip(minibatch, weights, strict=True):
             loss, parts = self.loss(batch, rows)
             self._check("loss", loss)
-            share = weight / sum(weights)
+            share = weight / max(1, sum(weights))
             (share * loss).backward()
             self.optimizer.accumulate()
             for name, value in parts.items():

@@ -15,8 +15,8 @@ import pytest
 from rich.console import Console
 from small_run import small_settings
 
-from textgen_env.agents import command_line
 from textgen_env.agents.ppo import PPO
+from textgen_env.agents.training import command_line
 from textgen_env.agents.training.display import Display
 from textgen_env.agents.training.evaluate import EvalReport
 from textgen_env.agents.training.metrics_log import read_metrics
@@ -111,7 +111,7 @@ def make_run(word_model: Path, tmp_path: Path) -> Callable[..., Run]:
         prompts.write_text("".join(json.dumps({"prompt": f"a {text} b"}) + "\n" for text in TEXTS))
         options = {"eval_prompts": 5, "updates": 2, "sample_every": 1, "save_every": 1, **more}
         settings = small_settings(tmp_path / "run", word_model, prompts, **options)
-        return Run(settings, lambda venv, policy: PPO(venv, policy, settings.ppo), console)
+        return Run(settings, lambda run: PPO(run.venv, run.policy, settings.ppo), console)
 
     return make
 

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from textgen_env.agents.policy import ActorCritic, PolicyConfig, ValueHead
+from textgen_env.agents.policy import ActorConfig, ActorCritic, PolicyConfig, ValueHead
 from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.sampling import SamplingParams
+from textgen_env.lm.token_batch import TokenBatch
 
 IDS = torch.tensor([[3, 4, 5, 6, 0], [7, 8, 9, 1, 1]])
 ATTENTION = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 RESPONSE = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]])
+TEXTS = TokenBatch(IDS, ATTENTION, RESPONSE)
 
 
 def with_random_head(policy: ActorCritic) -> ActorCritic:
@@ -25,7 +28,7 @@ def test_values_read_the_state_before_the_token(word_model: Path, critic):
     """One prefix at a time, unpadded: V(s_t) is the head on the last hidden state of the tokens before t."""
     policy = with_random_head(ActorCritic(LanguageModel(word_model), PolicyConfig(critic=critic)))
     model = LanguageModel(word_model).model
-    values = policy.evaluate(IDS, ATTENTION, RESPONSE).values
+    values = policy(TEXTS).values
     expected = [
         policy.value_head(model.model(input_ids=IDS[row : row + 1, :t]).last_hidden_state[0, -1])
         for row, t in RESPONSE.nonzero().tolist()
@@ -41,9 +44,9 @@ def test_values_read_the_state_before_the_token(word_model: Path, critic):
 def test_values_start_at_a_constant(word_model: Path):
     """Zero, or what it is told; a head that has learned is not started again."""
     policy = ActorCritic(LanguageModel(word_model))
-    assert policy.evaluate(IDS, ATTENTION, RESPONSE).values.eq(0).all()
+    assert policy(TEXTS).values.eq(0).all()
     policy.value_head.start_at(0.25)
-    assert torch.equal(policy.evaluate(IDS, ATTENTION, RESPONSE).values, 0.25 * RESPONSE)
+    assert torch.equal(policy(TEXTS).values, 0.25 * RESPONSE)
     with_random_head(policy).value_head.start_at(7.0)
     assert policy.value_head.out.bias.item() == 0.25
 
@@ -74,13 +77,13 @@ def test_training_mode_is_refused(word_model: Path):
     policy = ActorCritic(LanguageModel(word_model))
     policy.train()
     with pytest.raises(RuntimeError, match=r"training mode; call policy.eval\(\)"):
-        policy.evaluate(IDS, ATTENTION, RESPONSE)
+        policy(TEXTS)
 
 
 def test_a_separate_critic_sends_no_gradient_into_the_actor(word_model: Path):
     for critic, reaches in (("shared", True), ("separate", False)):
         policy = with_random_head(ActorCritic(LanguageModel(word_model), PolicyConfig(critic=critic)))
-        policy.evaluate(IDS, ATTENTION, RESPONSE).values.sum().backward()
+        policy(TEXTS).values.sum().backward()
         assert any(p.grad is not None and p.grad.any() for p in policy.actor.parameters()) is reaches
 
 
@@ -89,8 +92,8 @@ def test_lora_trains_adapters_alone_and_starts_at_the_reference(word_model: Path
     learning = {name for name, p in policy.actor.named_parameters() if p.requires_grad}
     assert learning
     assert all("lora_" in name for name in learning)
-    plain = ActorCritic(LanguageModel(word_model)).evaluate(IDS, ATTENTION, RESPONSE).log_probs
-    torch.testing.assert_close(policy.evaluate(IDS, ATTENTION, RESPONSE).log_probs, plain)
+    plain = ActorCritic(LanguageModel(word_model))(TEXTS).log_probs
+    torch.testing.assert_close(policy(TEXTS).log_probs, plain)
     again = ActorCritic(LanguageModel(word_model), PolicyConfig(lora_rank=2))
     states = zip(policy.state_dict().values(), again.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in states), "adapters and value head come from a generator of their own"
@@ -115,3 +118,41 @@ def test_global_generators_are_left_alone(word_model: Path):
     before = torch.get_rng_state()
     ActorCritic(LanguageModel(word_model), PolicyConfig(lora_rank=2, critic="separate"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_call_is_what_is_trained_and_its_former_name_does_the_same(word_model: Path):
+    """The hooks of DDP and FSDP are those of a call; `evaluate` takes the batch, or its tensors and fields."""
+    policy, calls = with_random_head(ActorCritic(LanguageModel(word_model))), []
+    policy.register_forward_hook(lambda *_: calls.append(1))
+    cooler = policy(TEXTS, SamplingParams(0.5), with_entropy=True)
+    with pytest.warns(DeprecationWarning, match=r"SamplingParams\(temperature=0.5\)"):
+        old = policy.evaluate(IDS, ATTENTION, RESPONSE, temperature=0.5, with_entropy=True)
+    assert all(torch.equal(a, b) for a, b in zip(cooler, old, strict=True))
+    assert torch.equal(policy.evaluate(TEXTS).log_probs, policy(TEXTS).log_probs)
+    assert len(calls) == 4
+
+
+def test_a_policy_without_a_critic_has_no_values(word_model: Path, tmp_path: Path):
+    policy = ActorCritic(LanguageModel(word_model), ActorConfig(frozen_layers=1))
+    assert policy.value_head is None
+    assert policy(TEXTS).values is None
+    (group,) = policy.parameter_groups(1e-3)
+    assert {id(p) for p in group["params"]} == {id(p) for p in policy.actor.parameters() if p.requires_grad}
+    policy.save(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "critic.safetensors").exists()
+
+
+def test_the_reference_takes_the_temperature_and_neither_top_k_nor_top_p(word_model: Path):
+    """By the library's own logits of each prefix; and it stays when the policy moves."""
+    policy = ActorCritic(LanguageModel(word_model))
+    reference = policy.reference()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.5)
+    log_probs = reference(TEXTS, SamplingParams(0.5, top_k=1, top_p=0.1))
+    model = LanguageModel(word_model).model
+    for row, t in RESPONSE.nonzero().tolist():
+        with torch.no_grad():
+            expected = (model(IDS[row : row + 1, :t]).logits[0, -1] / 0.5).log_softmax(-1)[IDS[row, t]]
+        torch.testing.assert_close(log_probs[row, t], expected, atol=1e-5, rtol=1e-5)
+    assert log_probs[RESPONSE == 0].eq(0).all()

@@ -145,10 +145,10 @@ def test_the_reference_is_the_same_frozen_or_with_the_adapter_off(make_venv: Mak
         ppo.train(2)
     rollout = full.collect()
     rows = torch.arange(len(rollout.texts))
-    frozen, switched = (ppo.reference(*rollout.rows(rows)) for ppo in (full, lora))
+    frozen, switched = (ppo.reference(rollout.rows(rows)) for ppo in (full, lora))
     torch.testing.assert_close(frozen, switched)
-    torch.testing.assert_close(frozen, make_ppo(make_venv(), word_model).reference(*rollout.rows(rows)))
-    moved = lora.policy.evaluate(*rollout.rows(rows)).log_probs
+    torch.testing.assert_close(frozen, make_ppo(make_venv(), word_model).reference(rollout.rows(rows)))
+    moved = lora.policy(rollout.rows(rows)).log_probs
     assert (moved - switched).abs().max() > 1e-3
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from textgen_env.agents.optimum import Optimum
 from textgen_env.agents.rollout import Rollout
 from textgen_env.agents.training.evaluate import (
     EvalReport,
@@ -24,9 +25,9 @@ from textgen_env.agents.training.evaluate import (
     standard_error_of_difference,
     summarize,
 )
-from textgen_env.agents.optimum import Optimum
 from textgen_env.agents.training.report import before_after_table, held_out_curve, plot, too_large
 from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.token_batch import TokenBatch
 
 
 def test_the_jackknife_of_a_mean_is_s_over_root_n():
@@ -43,9 +44,7 @@ def played(scores: list[float], lengths: list[int], log_prob: float = -1.0, ref:
     columns = torch.arange(width)
     response = torch.stack([(columns > 0) & (columns <= length) for length in lengths]).long()
     rollout = Rollout(
-        input_ids=columns.expand(rows, width) + 2,
-        attention_mask=response | (columns == 0),
-        response_mask=response,
+        tokens=TokenBatch(columns.expand(rows, width) + 2, (response.bool() | (columns == 0)).long(), response),
         rewards=torch.zeros(rows, width),
         sampled_log_probs=torch.zeros(rows, width),
         terminated=torch.ones(rows, dtype=torch.bool),
@@ -143,7 +142,7 @@ def test_the_table_shows_values_errors_and_differences():
 
 
 def test_the_table_says_how_far_the_optimum_is():
-    """Before: score 1, no KL. After: score 2 at 2 nats, J = 1.8; the best is 2.6 and begins at 1, so that half is left."""
+    """Before: score 1, no KL. After: score 2 at 2 nats, J = 1.8; the best is 2.6 and begins at 1: half is left."""
     before = summarize(played([0.0, 1.0, 2.0], [4, 4, 4], log_prob=-1.5))
     after = summarize(played([1.0, 2.0, 3.0], [4, 4, 4]))
     optimum = Optimum(kl_coef=0.1, value=2.6, score=3.0, kl=4.0, reference=1.0, interval=(2.5, 2.75))

@@ -12,6 +12,8 @@ import torch
 
 from textgen_env.agents.rollout import collect
 from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.log_probs import unpack
+from textgen_env.lm.sampling import SamplingParams
 from textgen_env.wrappers import VectorLMFeatures, VectorScoredCutsEnd, VectorTopKActions, env_attribute
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]
@@ -48,7 +50,7 @@ def test_exactly_so_many_whole_trajectories(make_venv: MakeVenv, word_model: Pat
 
 def test_sampled_log_probs_are_those_of_the_model(make_venv: MakeVenv, word_model: Path):
     """One sequence at a time, by plain forwards of the library's model."""
-    rollout = play(make_venv(temperature=1.0), word_model, temperature=0.6)
+    rollout = play(make_venv(temperature=1.0), word_model, sampling=SamplingParams(0.6))
     model = LanguageModel(word_model).model
     for row in range(len(rollout.texts)):
         for t in rollout.response_mask[row].nonzero().flatten().tolist():
@@ -138,7 +140,7 @@ class Narrowed(gym.vector.VectorWrapper):
 @pytest.mark.parametrize("options", [{}, {"min_new_tokens": 2}], ids=["free inside", "masked inside"])
 def test_masks_are_those_of_the_outermost_wrapper(make_venv: MakeVenv, word_model: Path, options: dict[str, Any]):
     """Never drawn, left out of the distribution, and told to whoever scores the rollout again."""
-    rollout = play(VectorScoredCutsEnd(Narrowed(make_venv(**options))), word_model, 40, temperature=5.0)
+    rollout = play(VectorScoredCutsEnd(Narrowed(make_venv(**options))), word_model, 40, sampling=SamplingParams(5.0))
     model = LanguageModel(word_model).model
     narrowed = 0
     for row, length in enumerate((rollout.attention_mask - rollout.response_mask).sum(dim=1).tolist()):
@@ -180,7 +182,7 @@ def test_the_memory_of_masks_does_not_grow_with_the_tokens(make_venv: MakeVenv, 
 def test_per_token_values_find_their_places(make_venv: MakeVenv, word_model: Path):
     rollout = play(make_venv(), word_model)
     numbers = torch.arange(1.0, float(rollout.lengths.sum()) + 1)
-    grid = rollout.scatter(numbers)
+    grid = unpack(numbers, rollout.response_mask)
     assert torch.equal(grid[rollout.response_mask.bool()], numbers)
     assert grid[rollout.response_mask == 0].eq(0).all()
 

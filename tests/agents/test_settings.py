@@ -15,6 +15,8 @@ from small_run import start
 
 from textgen_env.agents.policy import PolicyConfig
 from textgen_env.agents.ppo import PPOConfig, PPOSettings, make_run
+from textgen_env.agents.reinforce import ReinforceConfig
+from textgen_env.agents.sft import SFTConfig
 from textgen_env.agents.training.command_line import parse
 from textgen_env.agents.training.command_line import run as run_program
 
@@ -26,23 +28,39 @@ COUNT_OR_ZERO = [*NEVER, -3, 1.5, None]
 RENAMED = "kl_target is now adaptive_kl_target"
 SHARE = [*NEVER, -0.1, 1.1, None]
 
+OTHER = ["other", "", None, 1]
+OPTIM: dict[str, list[Any]] = {
+    **dict.fromkeys(("minibatch_size", "micro_batch_size"), COUNT),
+    "warmup_updates": COUNT_OR_ZERO,
+    **dict.fromkeys(("lr", "weight_decay"), NOT_NEGATIVE),
+    "max_grad_norm": POSITIVE,
+    "lr_decay": OTHER,
+}
+ON_POLICY: dict[str, list[Any]] = {
+    **OPTIM,
+    "episodes": COUNT,
+    "top_k": COUNT_OR_ZERO,
+    "top_p": [*SHARE, 0],
+    "kl_coef": NOT_NEGATIVE,
+    **dict.fromkeys(("kl_horizon", "adaptive_kl_target"), POSITIVE),
+    "old_log_probs": OTHER,
+}
+
 WRONG: list[tuple[type, dict[str, list[Any]]]] = [
     (
         PPOConfig,
         {
-            **dict.fromkeys(("episodes", "epochs", "minibatch_size", "micro_batch_size"), COUNT),
-            **dict.fromkeys(("warmup_updates", "top_k"), COUNT_OR_ZERO),
-            **dict.fromkeys(("lr", "value_lr", "weight_decay", "value_coef", "kl_coef", "ptx_coef"), NOT_NEGATIVE),
-            **dict.fromkeys(("entropy_coef",), NOT_NEGATIVE),
-            **dict.fromkeys(
-                ("max_grad_norm", "clip", "kl_horizon", "value_clip", "adaptive_kl_target", "target_kl"), POSITIVE
-            ),
+            **ON_POLICY,
+            "epochs": COUNT,
+            **dict.fromkeys(("value_lr", "value_coef", "ptx_coef", "entropy_coef"), NOT_NEGATIVE),
+            **dict.fromkeys(("clip", "value_clip", "target_kl"), POSITIVE),
             **dict.fromkeys(("gamma", "lam"), SHARE),
-            "top_p": [*SHARE, 0],
             "whiten": [1, "yes", None],
-            **{name: ["other", "", None, 1] for name in ("lr_decay", "kl_in", "old_log_probs")},
+            "kl_in": OTHER,
         },
     ),
+    (ReinforceConfig, {**ON_POLICY, "baseline": OTHER, "group_size": COUNT}),
+    (SFTConfig, OPTIM),
     (
         PolicyConfig,
         {
@@ -58,6 +76,7 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
             **dict.fromkeys(("updates", "save_every", "sample_every", "num_envs", "eval_prompts"), COUNT),
             **{name: [*NEVER, 0, -1, 2.5] for name in ("eval_every", "max_new_tokens", "max_prompt_tokens")},
             "temperature": POSITIVE,
+            "optimum_samples": COUNT_OR_ZERO,
             "seed": [*NEVER, -1, 2**32, 0.5, None],
             "dtype": ["float16", "nope", None],
             **{name: ["", None, 3] for name in ("env", "model", "device")},

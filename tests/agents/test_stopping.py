@@ -156,4 +156,4 @@ def test_stopped_before_anything_was_saved_it_says_so(word_model: Path, prompts:
 
 
 def make_ppo(settings: PPOSettings) -> Callable[..., PPO]:
-    return lambda venv, policy: PPO(venv, policy, settings.ppo)
+    return lambda run: PPO(run.venv, run.policy, settings.ppo)

@@ -25,6 +25,7 @@ from textgen_env.agents.ppo import PPOConfig
 from textgen_env.agents.rollout import Rollout
 from textgen_env.integrations.sb3 import KLPenaltyCallback, SB3VecEnv
 from textgen_env.kl import AdaptiveKLCoefficient
+from textgen_env.lm.token_batch import TokenBatch
 from textgen_env.wrappers import VectorLMFeatures, VectorTopKActions
 
 BETA = 0.3
@@ -77,6 +78,8 @@ def test_rewards_in_the_buffer_are_those_of_the_native_trainer(arguments: dict[s
     venv = TextGenVectorEnv(4, **arguments, autoreset_mode=AutoresetMode.DISABLED)
     policy = ActorCritic(LanguageModel(arguments["model"]))  # what the policy was in the rollout
     native = NativePPO(venv, policy, PPOConfig(kl_coef=BETA, micro_batch_size=4), seed=7)
+    venv.unwrapped.delegate_kl(report_ref_logprob=False)
+    venv.reset(seed=7)
     texts, rows = played_again(venv, snapshot)
     assert texts.terminated.sum() > 4  # some slots played several
     batch = native.advantages(texts)
@@ -109,9 +112,7 @@ def played_again(venv: TextGenVectorEnv, snapshot: Snapshot) -> tuple[Rollout, l
     tokens = torch.tensor(np.concatenate([values for values, _ in paid]), dtype=torch.float32)
     finished = torch.tensor([end for _, end in paid])
     texts = Rollout(
-        input_ids=torch.stack([final["input_ids"] for final in finals]),
-        attention_mask=torch.stack([final["attention_mask"] for final in finals]),
-        response_mask=response,
+        tokens=TokenBatch(*(torch.stack([final[key] for final in finals]) for key in TokenBatch._fields)),
         rewards=torch.zeros(response.shape).masked_scatter(response.bool(), tokens),
         sampled_log_probs=torch.zeros(response.shape),
         terminated=finished,

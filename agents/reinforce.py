@@ -1,0 +1,169 @@
+"""REINFORCE on whole responses, with the baselines that make it work: RLOO, self-critical, running mean, none.
+
+What lives here: advantages and loss, their settings, and the door of the command line
+(``python -m textgen_env.agents.reinforce``). What does not: the loop (``training/on_policy.py``), the estimators
+(``advantages.py``), the run (``training/run.py``).
+
+A response is one action here: its return, score − β·KL, is credited to each of its tokens, EOS included. No critic.
+
+References:
+    Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning" (1992).
+    Rennie et al., "Self-critical sequence training for image captioning" (2017): the greedy baseline.
+    Ahmadian et al., "Back to basics: revisiting REINFORCE style optimization for learning from human feedback in LLMs"
+    (2024): REINFORCE leave-one-out (RLOO).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from textgen_env.kl import k1
+
+from .advantages import leave_one_out, self_critical
+from .losses import approx_kl, log_ratio, reinforce_loss
+from .policy import ActorConfig
+from .rollout import Rollout
+from .training.command_line import run as run_program
+from .training.extra import OmitArgPrefixes
+from .training.on_policy import Batch, OnPolicyConfig, OnPolicyTrainer, Scores
+from .training.run import Run, run_of_command_line
+from .training.run_settings import RunSettings
+from .training.setting_checks import COUNT, check, choice
+
+
+@dataclass
+class ReinforceConfig(OnPolicyConfig):
+    """Settings of the algorithm, beside those of every on-policy one.
+
+    Raises:
+        TypeError, ValueError: a setting of the wrong type or out of range, with its name and what would be right.
+    """
+
+    baseline: Literal["leave_one_out", "mean", "greedy", "none"] = "leave_one_out"
+    """What is taken off a return: the mean of the others of its group (RLOO), a running mean over updates, the return
+    of the greedy response to the same prompt (SCST), or nothing."""
+    group_size: int = 4
+    """Responses per prompt; divides episodes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, {"baseline": choice("leave_one_out", "mean", "greedy", "none"), "group_size": COUNT})
+        if self.episodes % self.group_size:
+            raise ValueError(f"group_size={self.group_size} must divide episodes={self.episodes}")
+        if self.group_size < 2 and self.baseline == "leave_one_out":
+            raise ValueError('group_size=1 must be at least 2 with baseline="leave_one_out": there is no other')
+
+
+@dataclass
+class ReinforceSettings(RunSettings):
+    """Train a language model with REINFORCE."""
+
+    policy: OmitArgPrefixes[ActorConfig] = field(default_factory=ActorConfig)
+    """Which weights learn."""
+    reinforce: OmitArgPrefixes[ReinforceConfig] = field(default_factory=ReinforceConfig)
+    """The algorithm."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reinforce.episodes < self.num_envs:
+            raise ValueError(f"episodes={self.reinforce.episodes} must be at least num_envs={self.num_envs}")
+
+
+class Reinforce(OnPolicyTrainer):
+    """The plain policy gradient of whole responses, one pass per rollout; see `OnPolicyTrainer` for the arguments.
+
+    Attributes:
+        mean_return: the running mean: after each update it has come half the way to that update's mean return.
+    """
+
+    mean_return = 0.0
+
+    def collect(self, prompts: Sequence[Any] | None = None, *, greedy: bool = False) -> Rollout:
+        """Play ``group_size`` responses to each of the prompts that are drawn, side by side; or to ``prompts``."""
+        if prompts is None:
+            groups = self.config.episodes // self.config.group_size
+            drawn = torch.randint(len(self.env.prompts), (groups,), generator=self.shuffler)
+            prompts = drawn.repeat_interleave(self.config.group_size).tolist()
+        return super().collect(prompts, greedy=greedy)
+
+    @torch.no_grad()
+    def advantages(self, rollout: Rollout) -> Batch:
+        """Score a rollout, whose groups are adjacent: R_i = Σ_t (r_t − β·k1_t), A_i = R_i − baseline."""
+        scores, rewards = self._rewards(rollout)
+        returns, mask, size = rewards.sum(dim=1), rollout.response_mask, self.config.group_size
+        if self.config.baseline == "leave_one_out":
+            advantages = leave_one_out(returns, mask, size)
+        elif self.config.baseline == "greedy":
+            advantages = self_critical(returns, self._greedy_returns(rollout).repeat_interleave(size), mask)
+        else:
+            constant = self.mean_return if self.config.baseline == "mean" else 0.0
+            advantages = self_critical(returns, torch.full_like(returns, constant), mask)
+        batch = Batch(rollout, *scores[:4], rewards, advantages, returns[:, None] * mask)
+        batch.metrics = self.describe(batch, scores.entropy)
+        return batch
+
+    def _rewards(self, rollout: Rollout) -> tuple[Scores, Tensor]:
+        """What policy and reference say, and (B, T) rewards with the KL penalty."""
+        scores = self.score(rollout)
+        if scores.ref_log_probs is None:
+            return scores, rollout.rewards
+        return scores, rollout.rewards - self.kl.value * k1(scores.log_probs, scores.ref_log_probs)
+
+    def _greedy_returns(self, rollout: Rollout) -> Tensor:
+        """(groups,) returns of the greedy responses to the prompts of a rollout."""
+        if rollout.chosen_prompts is None:
+            raise ValueError('baseline="greedy" needs rollout.chosen_prompts; collect with prompts=')
+        prompts = rollout.chosen_prompts[:: self.config.group_size]
+        spare = max(0, self.venv.num_envs - len(prompts))  # every slot plays at least one
+        return self._rewards(self.collect([*prompts, *prompts[:1] * spare], greedy=True))[1].sum(dim=1)[: len(prompts)]
+
+    def loss(self, batch: Batch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """−E[Σ_t A·log π(a_t|s_t)]: the mean over some responses; and its diagnostics."""
+        constants = (batch.old_log_probs, batch.advantages, batch.rollout.response_mask)
+        old_log_probs, advantages, mask = batch.rollout.cut(rows, *constants)  # (b, t)
+        log_probs = self.evaluate(batch.rollout, rows).log_probs
+        loss = reinforce_loss(log_probs, advantages, mask)
+        moved = log_ratio(log_probs.detach(), old_log_probs, mask)
+        parts = {"approx_kl": approx_kl(log_probs, old_log_probs, mask), "ratio_error": torch.expm1(moved).abs().max()}
+        return loss, {"loss": loss.detach(), **parts}
+
+    def weight(self, batch: Batch, rows: Tensor) -> int:
+        """The loss is a mean over responses."""
+        return len(rows)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """See `OnPolicyTrainer.update`; the running mean moves."""
+        self.mean_return += 0.5 * (batch.metrics["reward"] - self.mean_return)
+        return {**super().update(batch), "mean_return": self.mean_return}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `OnPolicyTrainer.state_dict`."""
+        return {**super().state_dict(), "mean_return": self.mean_return}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `OnPolicyTrainer.load_state_dict`."""
+        super().load_state_dict(state)
+        self.mean_return = float(state["mean_return"])
+
+
+def make_run(arguments: Sequence[str] | None = None) -> Run:
+    """Everything up to the first update; see `main`."""
+
+    def make_trainer(run: Run) -> Reinforce:
+        return Reinforce(run.venv, run.policy, run.settings.reinforce, **run.options)
+
+    return run_of_command_line("textgen_env.agents.reinforce", ReinforceSettings, make_trainer, arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m textgen_env.agents.reinforce --help``"""
+    make_run(arguments).execute()
+
+
+if __name__ == "__main__":
+    run_program(make_run)

@@ -1,0 +1,142 @@
+"""Learning from texts that are given: what every supervised trainer shares.
+
+What lives here: `SupervisedTrainer`, which deals examples into minibatches, epoch after epoch, and `TextBatch`. What
+does not: the loss and where examples come from (``sft.py``), one optimiser step (``trainer.py``), the run (``run.py``).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from textgen_env.lm.sampling import PLAIN, SamplingParams
+from textgen_env.lm.token_batch import TokenBatch
+
+from ..policy import ActorCritic
+from .trainer import GradientTrainer, OptimConfig
+
+POOL = 16  # minibatches that are dealt from texts drawn together, sorted by length
+
+
+class Example(NamedTuple):
+    """A prompt and the response that is to be learned, as texts and as tokens."""
+
+    prompt: str
+    response: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+@dataclass
+class TextBatch:
+    """Some examples as tensors; what a run shows of an update."""
+
+    tokens: TokenBatch  # (B, T) each
+    prompts: list[str]
+    texts: list[str]
+    scores: Tensor  # (B,) mean log π per response token, as the update finds it
+
+
+class SupervisedTrainer(GradientTrainer):
+    """One optimiser step per update, over a minibatch of examples; a subclass gives its `loss`.
+
+    Each epoch shuffles the examples by a generator of its own, so that the number of updates says where it stands.
+
+    Args:
+        policy: trained in place.
+        config: settings.
+        examples: what is learned from.
+        held_out: what is not, for `held_out`.
+        sampling: how the policy's responses to held-out prompts are sampled; the loss is of the plain distribution.
+        seed: of the order.
+        total_updates: length of the learning-rate schedule.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+
+    def __init__(
+        self,
+        policy: ActorCritic,
+        config: OptimConfig,
+        examples: Sequence[Example],
+        *,
+        held_out: Sequence[Example] = (),
+        sampling: SamplingParams = PLAIN,
+        seed: int = 1,
+        total_updates: int = 100,
+    ) -> None:
+        super().__init__(policy, config, total_updates)
+        if not examples:
+            raise ValueError("examples holds none; there is nothing to learn from")
+        self.examples, self.held_out_examples, self.sampling, self.seed = examples, held_out, sampling, seed
+        self._epoch: tuple[int, list[Tensor]] = (-1, [])
+
+    def weight(self, batch: TextBatch, rows: Tensor) -> int:
+        """The loss is a mean over response tokens."""
+        return int(batch.tokens.response_lengths[rows].sum())
+
+    def batch(self, examples: Sequence[Example]) -> TextBatch:
+        """Examples as tensors, on the policy's device."""
+        pairs = [e.prompt_ids for e in examples], [e.response_ids for e in examples]
+        tokens = TokenBatch.from_tokens(*pairs, self.policy.language_model.pad_token_id).to(self.policy.device)
+        scores = torch.zeros(len(examples), device=self.policy.device)
+        return TextBatch(tokens, [e.prompt for e in examples], [e.response for e in examples], scores)
+
+    def iterate(self) -> tuple[dict[str, float], TextBatch]:
+        """One update: its metrics, and what it learned from."""
+        begin = time.perf_counter()
+        self.policy.eval()
+        per_epoch = math.ceil(len(self.examples) / self.config.minibatch_size)
+        epoch, at = divmod(self.updates, per_epoch)
+        batch, factor = self.batch([self.examples[i] for i in self._dealt(epoch)[at].tolist()]), self.lr_factor
+        micro_batches = torch.arange(len(batch.texts), device=self.policy.device).split(self.config.micro_batch_size)
+        metrics = self._gradient(batch, micro_batches)
+        metrics |= {"grad_norm": self._step(factor), "lr": self.config.lr * factor}
+        self.updates += 1
+        metrics["epoch"] = self.updates / per_epoch
+        metrics["tokens_per_second"] = int(batch.tokens.lengths.sum()) / (time.perf_counter() - begin)
+        return metrics, batch
+
+    def _dealt(self, epoch: int) -> list[Tensor]:
+        """The minibatches of an epoch."""
+        if self._epoch[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed + (epoch << 32))
+            lengths = torch.tensor([len(e.prompt_ids) + len(e.response_ids) for e in self.examples])
+            self._epoch = (epoch, deal(lengths, self.config.minibatch_size, generator))
+        return self._epoch[1]
+
+    def train(self, updates: int) -> list[dict[str, float]]:
+        """``updates`` of them; all metrics."""
+        return [self.iterate()[0] for _ in range(updates)]
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """``loss`` of the held-out examples, in nats per token, and ``perplexity``; nothing if there are none."""
+        if not self.held_out_examples:
+            return {}
+        self.policy.eval()
+        batch = self.batch(sorted(self.held_out_examples, key=lambda e: len(e.prompt_ids) + len(e.response_ids)))
+        parts = torch.arange(len(batch.texts), device=self.policy.device).split(self.config.micro_batch_size)
+        total = math.fsum(self.weight(batch, rows) * float(self.loss(batch, rows)[0]) for rows in parts)
+        loss = total / sum(self.weight(batch, rows) for rows in parts)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # e^710 is no float
+
+
+def deal(lengths: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Each index once, in minibatches of ``size`` in random order; texts of similar length share one.
+
+    Args:
+        lengths: (N,) tokens.
+        size: of a minibatch; the last may be smaller.
+        generator: source of the order.
+    """
+    pools = torch.randperm(len(lengths), generator=generator).split(size * POOL)
+    minibatches = [part for pool in pools for part in pool[lengths[pool].argsort(stable=True)].split(size)]
+    return [minibatches[i] for i in torch.randperm(len(minibatches), generator=generator).tolist()]

@@ -1,0 +1,131 @@
+"""Every native trainer by `Run`: its folder, and that a killed and resumed run ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import flags, start
+from transformers import AutoModelForCausalLM
+
+from textgen_env.agents.training.metrics_log import read_metrics
+
+MODULES = ["reinforce-mean", "sft"]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen prompts of two words, each with a completion."""
+    path = tmp_path_factory.mktemp("prompts") / "pairs.jsonl"
+    rows = ({"prompt": f"{a} {b}", "completion": f"{b} {a}"} for a in "abcd" for b in "efgh")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def flags_of(name: str, output: Path, model: Path, prompts: Path, *more: str) -> tuple[str, list[str]]:
+    """The module, and its flags for a run of seconds."""
+    module, _, baseline = name.partition("-")
+    given = flags(output, model, prompts, *more)
+    if module == "sft":
+        for flag in ("--episodes", "--adaptive-kl-target"):
+            del given[given.index(flag) : given.index(flag) + 2]
+    if baseline:
+        given += ["--baseline", baseline, "--group-size", "2"]
+    return module, given
+
+
+def run(name: str, *arguments: Any) -> None:
+    module, given = flags_of(name, *arguments)
+    import_module(f"textgen_env.agents.{module}").main(given)
+
+
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    records = read_metrics(folder / "metrics.jsonl")
+    return [{key: value for key, value in record.items() if "tokens_per_second" not in key} for record in records]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_killed_and_resumed_it_ends_with_the_same_bits(name: str, word_model: Path, pairs: Path, tmp_path: Path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    run(name, straight, word_model, pairs)
+    records = read_metrics(straight / "metrics.jsonl")
+    assert [r["update"] for r in records if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    assert {"last", "best", "before.json", "after.json", "plot.png", "episodes.html"} <= {
+        p.name for p in straight.iterdir()
+    }
+    module, given = flags_of(name, killed, word_model, pairs)
+    process = start(module, *given)
+    while process.poll() is None and len(read_metrics(killed / "metrics.jsonl")) < 4:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run must not have ended before the kill"
+    run(name, killed, word_model, pairs, "--resume")
+    assert without_times(killed) == without_times(straight)
+    for path in ("after.json", "last/model.safetensors", "best/model.safetensors"):
+        assert (killed / path).read_bytes() == (straight / path).read_bytes()
+    for path in (straight / "checkpoints" / "00000006").iterdir():
+        assert (killed / "checkpoints" / "00000006" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_supervised_run_measures_its_held_out_references(word_model: Path, pairs: Path, tmp_path: Path):
+    """Before, during and after; the score and the KL beside them, and no critic in what is saved."""
+    folder = tmp_path / "run"
+    run("sft", folder, word_model, pairs)
+    before, after = (json.loads((folder / f"{name}.json").read_text())["metrics"] for name in ("before", "after"))
+    evaluations = [r for r in read_metrics(folder / "metrics.jsonl") if "eval/score" in r]
+    assert [r["update"] for r in evaluations] == [3, 6]
+    assert evaluations[-1]["eval/perplexity"] == after["perplexity"]
+    assert after["perplexity"] < before["perplexity"]
+    assert before["kl_per_token"] == pytest.approx(0, abs=1e-6)
+    assert after["kl_per_token"] != 0
+    assert not (folder / "last" / "critic.safetensors").exists()
+    AutoModelForCausalLM.from_pretrained(folder / "last")
+
+
+@pytest.mark.parametrize("name", ["reinforce", "sft"])
+def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tmp_path: Path):
+    run(name, tmp_path / "lora", word_model, pairs, "--lora-rank", "2", "--dtype", "bfloat16", "--updates", "2")
+    assert (tmp_path / "lora" / "last" / "adapter").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("reinforce", ["--group-size", "3"], "group_size=3 must divide episodes=8"),
+        ("reinforce", ["--critic", "shared"], "Unrecognized options: --critic"),
+        ("sft", ["--episodes", "8"], "Unrecognized options: --episodes"),
+        ("sft", ["--lr", "-1"], "lr=-1.0 must be a finite number ≥ 0"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_code_2(
+    name: str,
+    wrong: list[str],
+    message: str,
+    word_model: Path,
+    pairs: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+):
+    with pytest.raises(SystemExit) as end:
+        run(name, tmp_path / "run", word_model, pairs, *wrong)
+    assert end.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert message in line
+    assert line.endswith(f"(see python -m textgen_env.agents.{name} --help)")
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_without_anything_to_learn_are_refused(word_model: Path, tmp_path: Path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"a {b}"}) + "\n" for b in "efghijklmabcd"))
+    with pytest.raises(ValueError, match='neither "references" nor a "completion"'):
+        run("sft", tmp_path / "run", word_model, path)
+    assert not (tmp_path / "run").exists()
