@@ -112,6 +112,22 @@ def group_relative(
     return _spread(centred.flatten(), response_mask)
 
 
+def informative(scores: Tensor, group_size: int) -> Tensor:
+    """(B,) bool: whether the responses of a row's group differ in their scores at all, by exact equality.
+
+    A deviation below some ε is no test for it: the mean of equal numbers may differ from them by rounding.
+
+    Args:
+        scores: (B,), rows of one group adjacent: B = groups × group_size.
+        group_size: responses per prompt, at least 2.
+
+    Raises:
+        ValueError: ``group_size`` is below 2 or does not divide B.
+    """
+    groups = _groups(scores, group_size)
+    return (groups != groups[:, :1]).any(dim=1).repeat_interleave(group_size)
+
+
 def masked_mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of the entries of ``x`` at which ``mask`` is 1 (all of them for None); 0 when there are none."""
     if mask is None:

@@ -9,6 +9,9 @@ diagnostics below them carry no gradient. What does not: advantages (``advantage
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -16,9 +19,20 @@ from textgen_env.kl import k3_of_log_ratio
 
 from .advantages import masked_mean
 
+Mean: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(B, T) and response mask → scalar: over what a loss is a mean."""
+
 
 def clipped_surrogate(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float, response_mask: Tensor
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    clip: float,
+    response_mask: Tensor,
+    *,
+    clip_high: float | None = None,
+    of_responses: bool = False,
+    mean: Mean = masked_mean,
 ) -> Tensor:
     """PPO's policy loss (Schulman et al. 2017, eq. 7): −E[min(ρ·A, clip(ρ, 1−ε, 1+ε)·A)], ρ = π(a|s) / π_old(a|s).
 
@@ -28,10 +42,13 @@ def clipped_surrogate(
         advantage: A(s, a), a constant.
         clip: ε.
         response_mask: 1 on the agent's tokens.
+        clip_high: the upper ε, if it is another (DAPO; Yu et al. 2025, eq. 10).
+        of_responses: ρ is (π(y)/π_old(y))^(1/|y|) of the whole response (GSPO; Zheng et al. 2025, eq. 7).
+        mean: over tokens by default; `response_mean` and `constant_mean` are others.
     """
-    ratio = log_ratio(log_prob, old_log_prob, response_mask).exp()
-    clipped = ratio.clamp(1 - clip, 1 + clip)
-    return -masked_mean(torch.minimum(ratio * advantage, clipped * advantage), response_mask)
+    ratio = log_ratio(log_prob, old_log_prob, response_mask, of_responses=of_responses).exp()
+    clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    return -mean(torch.minimum(ratio * advantage, clipped * advantage), response_mask)
 
 
 def reinforce_loss(log_prob: Tensor, advantage: Tensor, response_mask: Tensor) -> Tensor:
@@ -70,7 +87,14 @@ def entropy_loss(entropy: Tensor, response_mask: Tensor) -> Tensor:
     return -masked_mean(entropy, response_mask)
 
 
-def kl_loss(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor, *, old_log_prob: Tensor) -> Tensor:
+def kl_loss(
+    log_prob: Tensor,
+    ref_log_prob: Tensor,
+    response_mask: Tensor,
+    *,
+    old_log_prob: Tensor,
+    mean: Mean = masked_mean,
+) -> Tensor:
     """E_old[ρ·k3], ρ = π/π_old, k3 = e^d − d − 1, d = log π_ref(a|s) − log π(a|s): KL(π‖π_ref) in the loss.
 
     For tokens drawn from π_old the value is unbiased, and so is the gradient: Σ_a π(a|s)·k3(a) is KL(π‖π_ref) up to a
@@ -82,10 +106,11 @@ def kl_loss(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor, *, ol
         ref_log_prob: log π_ref(a|s), a constant.
         response_mask: 1 on the agent's tokens; whatever stands elsewhere is never read.
         old_log_prob: log π_old(a|s) of the policy that sampled, a constant. On-policy it equals ``log_prob``.
+        mean: over tokens by default.
     """
     ratio = log_ratio(log_prob, old_log_prob.detach(), response_mask).exp()
     d = log_ratio(ref_log_prob.detach(), log_prob, response_mask)
-    return masked_mean(ratio * k3_of_log_ratio(d), response_mask)
+    return mean(ratio * k3_of_log_ratio(d), response_mask)
 
 
 def language_model_loss(log_prob: Tensor, response_mask: Tensor) -> Tensor:
@@ -93,9 +118,31 @@ def language_model_loss(log_prob: Tensor, response_mask: Tensor) -> Tensor:
     return -masked_mean(log_prob, response_mask)
 
 
-def log_ratio(log_prob: Tensor, other_log_prob: Tensor, response_mask: Tensor) -> Tensor:
-    """log(π/π_other) per token, 0 outside the mask: masked *before* any ``exp``, since inf·0 would be NaN."""
-    return torch.where(response_mask.bool(), log_prob - other_log_prob, 0.0)
+def response_mean(x: Tensor, response_mask: Tensor) -> Tensor:
+    """1/B·Σ_i 1/|y_i|·Σ_t x_it: each of B responses weighs the same, so that tokens of long ones weigh less (GRPO)."""
+    mask = response_mask.bool()
+    return (torch.where(mask, x, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).mean()
+
+
+def constant_mean(length: int) -> Mean:
+    """1/(B·length)·Σ_i Σ_t x_it: a sum per response on a scale of its own, whatever the lengths (Dr. GRPO)."""
+
+    def mean(x: Tensor, response_mask: Tensor) -> Tensor:
+        return torch.where(response_mask.bool(), x, 0.0).sum(dim=1).mean() / length
+
+    return mean
+
+
+def log_ratio(log_prob: Tensor, other_log_prob: Tensor, response_mask: Tensor, *, of_responses: bool = False) -> Tensor:
+    """log(π/π_other) per token, 0 outside the mask: masked *before* any ``exp``, since inf·0 would be NaN.
+
+    ``of_responses`` gives every token of a response the mean of them all.
+    """
+    mask = response_mask.bool()
+    tokens = torch.where(mask, log_prob - other_log_prob, 0.0)
+    if not of_responses:
+        return tokens
+    return torch.where(mask, (tokens.sum(dim=1) / mask.sum(dim=1).clamp(min=1))[:, None], 0.0)
 
 
 def approx_kl(log_prob: Tensor, old_log_prob: Tensor, response_mask: Tensor) -> Tensor:
@@ -107,10 +154,24 @@ def approx_kl(log_prob: Tensor, old_log_prob: Tensor, response_mask: Tensor) -> 
     return masked_mean(k3_of_log_ratio(d), response_mask).detach()
 
 
-def clip_fraction(log_prob: Tensor, old_log_prob: Tensor, clip: float, response_mask: Tensor) -> Tensor:
-    """Share of tokens whose ratio has left [1 − ε, 1 + ε]."""
-    ratio = log_ratio(log_prob, old_log_prob, response_mask).exp()
-    return masked_mean(((ratio - 1).abs() > clip).float(), response_mask).detach()
+def clip_fraction(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    clip: float,
+    response_mask: Tensor,
+    *,
+    clip_high: float | None = None,
+    of_responses: bool = False,
+) -> Tensor:
+    """Share of tokens whose ratio has left [1 − ε, 1 + ε]; arguments as those of `clipped_surrogate`."""
+    ratio = log_ratio(log_prob, old_log_prob, response_mask, of_responses=of_responses).exp()
+    outside = (ratio < 1 - clip) | (ratio > 1 + (clip if clip_high is None else clip_high))
+    return masked_mean(outside.float(), response_mask).detach()
+
+
+def ratio_error(log_prob: Tensor, old_log_prob: Tensor, response_mask: Tensor) -> Tensor:
+    """Largest |π/π_old − 1| of any token: exactly 0 before the first step of an update."""
+    return torch.expm1(log_ratio(log_prob.detach(), old_log_prob, response_mask)).abs().max()
 
 
 def explained_variance(value: Tensor, returns: Tensor, response_mask: Tensor) -> Tensor:

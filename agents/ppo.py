@@ -202,7 +202,7 @@ class PPO(OnPolicyTrainer):
         with torch.no_grad():
             parts["approx_kl"] = losses.approx_kl(new.log_probs, old_log_probs, mask)
             parts["clip_fraction"] = losses.clip_fraction(new.log_probs, old_log_probs, cfg.clip, mask)
-            parts["ratio_error"] = torch.expm1(losses.log_ratio(new.log_probs, old_log_probs, mask)).abs().max()
+            parts["ratio_error"] = losses.ratio_error(new.log_probs, old_log_probs, mask)
         return loss, {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
 
     def stops(self, stats: Mapping[str, float]) -> bool:

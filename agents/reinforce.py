@@ -25,20 +25,21 @@ from torch import Tensor
 from textgen_env.kl import k1
 
 from .advantages import leave_one_out, self_critical
-from .losses import approx_kl, log_ratio, reinforce_loss
+from .losses import approx_kl, ratio_error, reinforce_loss
 from .policy import ActorConfig
 from .rollout import Rollout
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
-from .training.on_policy import Batch, OnPolicyConfig, OnPolicyTrainer, Scores
+from .training.groups import GroupConfig, GroupTrainer
+from .training.on_policy import Batch, Scores
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
-from .training.setting_checks import COUNT, check, choice
+from .training.setting_checks import check, choice
 
 
 @dataclass
-class ReinforceConfig(OnPolicyConfig):
-    """Settings of the algorithm, beside those of every on-policy one.
+class ReinforceConfig(GroupConfig):
+    """Settings of the algorithm, beside those of every one that plays groups.
 
     Raises:
         TypeError, ValueError: a setting of the wrong type or out of range, with its name and what would be right.
@@ -47,14 +48,10 @@ class ReinforceConfig(OnPolicyConfig):
     baseline: Literal["leave_one_out", "mean", "greedy", "none"] = "leave_one_out"
     """What is taken off a return: the mean of the others of its group (RLOO), a running mean over updates, the return
     of the greedy response to the same prompt (SCST), or nothing."""
-    group_size: int = 4
-    """Responses per prompt; divides episodes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, {"baseline": choice("leave_one_out", "mean", "greedy", "none"), "group_size": COUNT})
-        if self.episodes % self.group_size:
-            raise ValueError(f"group_size={self.group_size} must divide episodes={self.episodes}")
+        check(self, {"baseline": choice("leave_one_out", "mean", "greedy", "none")})
         if self.group_size < 2 and self.baseline == "leave_one_out":
             raise ValueError('group_size=1 must be at least 2 with baseline="leave_one_out": there is no other')
 
@@ -74,7 +71,7 @@ class ReinforceSettings(RunSettings):
             raise ValueError(f"episodes={self.reinforce.episodes} must be at least num_envs={self.num_envs}")
 
 
-class Reinforce(OnPolicyTrainer):
+class Reinforce(GroupTrainer):
     """The plain policy gradient of whole responses, one pass per rollout; see `OnPolicyTrainer` for the arguments.
 
     Attributes:
@@ -82,14 +79,6 @@ class Reinforce(OnPolicyTrainer):
     """
 
     mean_return = 0.0
-
-    def collect(self, prompts: Sequence[Any] | None = None, *, greedy: bool = False) -> Rollout:
-        """Play ``group_size`` responses to each of the prompts that are drawn, side by side; or to ``prompts``."""
-        if prompts is None:
-            groups = self.config.episodes // self.config.group_size
-            drawn = torch.randint(len(self.env.prompts), (groups,), generator=self.shuffler)
-            prompts = drawn.repeat_interleave(self.config.group_size).tolist()
-        return super().collect(prompts, greedy=greedy)
 
     @torch.no_grad()
     def advantages(self, rollout: Rollout) -> Batch:
@@ -128,8 +117,8 @@ class Reinforce(OnPolicyTrainer):
         old_log_probs, advantages, mask = batch.rollout.cut(rows, *constants)  # (b, t)
         log_probs = self.evaluate(batch.rollout, rows).log_probs
         loss = reinforce_loss(log_probs, advantages, mask)
-        moved = log_ratio(log_probs.detach(), old_log_probs, mask)
-        parts = {"approx_kl": approx_kl(log_probs, old_log_probs, mask), "ratio_error": torch.expm1(moved).abs().max()}
+        told = (log_probs, old_log_probs, mask)
+        parts = {"approx_kl": approx_kl(*told), "ratio_error": ratio_error(*told)}
         return loss, {"loss": loss.detach(), **parts}
 
     def weight(self, batch: Batch, rows: Tensor) -> int:

@@ -7,8 +7,9 @@ it returns. What does not: how masks are stored (``action_masks.py``), which log
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,7 @@ class Rollout:
     states: Tensor | None = None  # (N, d) last hidden states the N tokens were sampled from, row by row; if asked for
     chosen_prompts: list[Any] | None = None  # the B prompts that `collect` was given; None: the environment drew them
     failed_episodes: int = 0  # that were played again, since the environment's infrastructure failed
+    reward_parts: dict[str, Tensor] = field(default_factory=dict)  # (B,) each: what a trajectory was paid, by part
 
     @property
     def input_ids(self) -> Tensor:
@@ -153,6 +155,7 @@ def collect(
             observation, rewards, terminated, truncated, info = venv.step(actions)
             playing = slots.episode[active]
             recorder.add(playing, lengths, rewards[active], log_probs, allowed, states if with_states else None)
+            recorder.add_parts(playing, active, info.get("reward_parts", {}))
             ended = active[(terminated | truncated)[active]]
             failed = [slot for slot in ended if recorder.end(slots.episode[slot], slot, observation, info)]
             recorder.flags(slots.episode[ended], terminated[ended], truncated[ended])
@@ -211,6 +214,7 @@ class _Recorder:
         self.states: list[list[Tensor]] = [[] for _ in range(episodes)]
         self.final: list[dict[str, Any]] = [{} for _ in range(episodes)]
         self.ends = np.zeros((2, episodes), dtype=bool)  # terminated, truncated
+        self.parts: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(episodes))
         self.failed_episodes = 0
 
     def add(
@@ -228,6 +232,12 @@ class _Recorder:
         self.masks[episodes, columns] = 0 if allowed is None else self.table.number(allowed)
         for at, episode in enumerate(episodes if states is not None else ()):
             self.states[episode].append(states[at])  # type: ignore[index]
+
+    def add_parts(self, episodes: NDArray[np.int64], slots: NDArray[np.int64], parts: Mapping[str, Any]) -> None:
+        """What these episodes were paid in a step, by part."""
+        for name, values in parts.items():
+            if not name.startswith("_"):
+                self.parts[name][episodes] += values[slots]
 
     def end(self, episode: int, slot: int, observation: Any, info: Any) -> bool:
         """An episode is over, in a slot of these batched results of `step`; whether it failed, and is forgotten."""
@@ -249,6 +259,8 @@ class _Recorder:
     def _forget(self, episode: int) -> None:
         self.rewards[episode], self.log_probs[episode], self.masks[episode] = 0.0, 0.0, 0
         self.states[episode] = []
+        for sums in self.parts.values():
+            sums[episode] = 0.0
         self.failed_episodes += 1
         if self.failed_episodes > len(self.final):
             raise RuntimeError(
@@ -278,6 +290,7 @@ class _Recorder:
             states=torch.stack(states) if states else None,
             chosen_prompts=None if chosen_prompts is None else list(chosen_prompts),
             failed_episodes=self.failed_episodes,
+            reward_parts={name: torch.from_numpy(sums).float() for name, sums in self.parts.items()},
         )
 
 

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
 import torch
-from conftest import WORDS
+from two_tokens import EOS, LEFT_OUT, RESPONSES, A, B, groups, masked_log_probs, rollout_of, score
 
-from textgen_env.agents.action_masks import MaskTable
 from textgen_env.agents.policy import ActorConfig, ActorCritic
 from textgen_env.agents.reinforce import Reinforce, ReinforceConfig, ReinforceSettings
-from textgen_env.agents.rollout import Rollout
 from textgen_env.lm.language_model import LanguageModel
-from textgen_env.lm.token_batch import TokenBatch
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]
 BASELINES = ["leave_one_out", "mean", "greedy", "none"]
-EOS, A, B = 0, 3, 4
-LEFT_OUT = [word for i, word in enumerate(WORDS) if i not in (EOS, A, B)]
-PROMPT = [6, 7]
-RESPONSES = [[EOS], *([first, second] for first, second in product((A, B), (EOS, A, B)))]
-"""All that can be written in two tokens."""
-
-
-def score(completions: list[str], **_: Any) -> list[float]:
-    """An odd table, so that no two responses are alike."""
-    return [0.3 + text.split().count("a") - 0.4 * (text.split()[:1] == ["b"]) for text in completions]
 
 
 def make(venv: gym.vector.VectorEnv, source: Path, *, seed: int = 1, total_updates: int = 100, **settings: Any):
@@ -38,53 +24,6 @@ def make(venv: gym.vector.VectorEnv, source: Path, *, seed: int = 1, total_updat
     defaults = {"episodes": 12, "minibatch_size": 12, "micro_batch_size": 4, "lr": 1e-2, "group_size": 2}
     config = ReinforceConfig(**{**defaults, **settings})
     return Reinforce(venv, policy, config, seed=seed, total_updates=total_updates)
-
-
-def masked_log_probs(model: Any, response: list[int]) -> torch.Tensor:
-    """log π of a response among the three tokens, by the library's forward of each prefix."""
-    total = torch.zeros(())
-    for t, token in enumerate(response):
-        logits = model(torch.tensor([PROMPT + response[:t]])).logits[0, -1][[EOS, A, B]]
-        total = total + logits.log_softmax(-1)[[EOS, A, B].index(token)]
-    return total
-
-
-def rollout_of(responses: list[list[int]], model: LanguageModel) -> Rollout:
-    """What `collect` would return if these were drawn for the first prompt."""
-    tokens = TokenBatch.from_tokens([PROMPT] * len(responses), responses)
-    texts = [model.decode(response) for response in responses]
-    scores = torch.tensor(score(texts))
-    rewards = torch.zeros(tokens.input_ids.shape)
-    rewards[torch.arange(len(responses)), tokens.lengths - 1] = scores
-    table, nothing = MaskTable(len(WORDS)), torch.zeros(len(responses), dtype=torch.bool)
-    (number,) = table.number(torch.tensor([[i in (EOS, A, B) for i in range(len(WORDS))]]).numpy())
-    return Rollout(
-        tokens=tokens,
-        rewards=rewards,
-        sampled_log_probs=torch.zeros(rewards.shape),
-        terminated=~nothing,
-        truncated=nothing,
-        scores=scores,
-        prompts=["d e"] * len(responses),
-        texts=texts,
-        finish_reasons=["eos"] * len(responses),
-        action_masks=table.action_masks(number * tokens.response_mask),
-        chosen_prompts=[0] * len(responses),
-    )
-
-
-def draws(trainer: Reinforce, baseline: str) -> Iterator[tuple[float, Rollout]]:
-    """Everything that one group can be, with its probability."""
-    model = trainer.policy.language_model
-    with torch.no_grad():
-        probability = [masked_log_probs(model.model, response).exp().item() for response in RESPONSES]
-    assert sum(probability) == pytest.approx(1)
-    size = 2 if baseline == "leave_one_out" else 1
-    for group in product(range(len(RESPONSES)), repeat=size):
-        weight = 1.0
-        for i in group:
-            weight *= probability[i]
-        yield weight, rollout_of([RESPONSES[i] for i in group], model)
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
@@ -97,7 +36,7 @@ def test_the_expected_gradient_is_that_of_the_objective(baseline: str, make_venv
     trainer.train(2)  # away from the reference, and the running mean from 0
     params = [p for p in trainer.policy.parameters() if p.requires_grad]
     estimated = [torch.zeros_like(p) for p in params]
-    for weight, rollout in draws(trainer, baseline):
+    for weight, rollout in groups(trainer.policy.language_model, size):
         loss, _ = trainer.loss(trainer.advantages(rollout), torch.arange(size))
         for total, gradient in zip(estimated, torch.autograd.grad(loss, params), strict=True):
             total += weight * gradient

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from textgen_env.agents.training.metrics_log import read_metrics
 
-MODULES = ["reinforce-mean", "sft"]
+MODULES = ["reinforce-mean", "grpo", "sft"]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,8 @@ def flags_of(name: str, output: Path, model: Path, prompts: Path, *more: str) ->
             del given[given.index(flag) : given.index(flag) + 2]
     if baseline:
         given += ["--baseline", baseline, "--group-size", "2"]
+    if module == "grpo":
+        given += ["--group-size", "4", "--scale", "group", "--length-norm", "token"]
     return module, given
 
 
@@ -90,7 +92,7 @@ def test_a_supervised_run_measures_its_held_out_references(word_model: Path, pai
     AutoModelForCausalLM.from_pretrained(folder / "last")
 
 
-@pytest.mark.parametrize("name", ["reinforce", "sft"])
+@pytest.mark.parametrize("name", ["reinforce", "grpo", "sft"])
 def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tmp_path: Path):
     run(name, tmp_path / "lora", word_model, pairs, "--lora-rank", "2", "--dtype", "bfloat16", "--updates", "2")
     assert (tmp_path / "lora" / "last" / "adapter").is_dir()
@@ -101,6 +103,7 @@ def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tm
     [
         ("reinforce", ["--group-size", "3"], "group_size=3 must divide episodes=8"),
         ("reinforce", ["--critic", "shared"], "Unrecognized options: --critic"),
+        ("grpo", ["--normalize-parts", "--scale", "none"], "normalize_parts=True with scale='none' must be with"),
         ("sft", ["--episodes", "8"], "Unrecognized options: --episodes"),
         ("sft", ["--lr", "-1"], "lr=-1.0 must be a finite number ≥ 0"),
     ],

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from small_run import start
 
+from textgen_env.agents.grpo import GRPOConfig
 from textgen_env.agents.policy import PolicyConfig
 from textgen_env.agents.ppo import PPOConfig, PPOSettings, make_run
 from textgen_env.agents.reinforce import ReinforceConfig
@@ -60,6 +61,16 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
         },
     ),
     (ReinforceConfig, {**ON_POLICY, "baseline": OTHER, "group_size": COUNT}),
+    (
+        GRPOConfig,
+        {
+            **ON_POLICY,
+            **dict.fromkeys(("epochs", "group_size"), COUNT),
+            **dict.fromkeys(("clip", "clip_high"), POSITIVE),
+            **dict.fromkeys(("ratio", "scale", "length_norm", "kl_in"), OTHER),
+            **{name: [1, "yes", None] for name in ("normalize_parts", "drop_overlong")},
+        },
+    ),
     (SFTConfig, OPTIM),
     (
         PolicyConfig,
