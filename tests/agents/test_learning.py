@@ -1,0 +1,78 @@
+"""Learning on the embedded model, judged on prompts that were held out: three seeds, and a reward that says nothing.
+
+PPO is shown to learn in ``test_ppo.py``, by tasks of its own.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from gymnasium.vector import AutoresetMode
+
+import textgen_env  # noqa: F401  (registers the environments)
+from textgen_env.agents.policy import ActorConfig, ActorCritic
+from textgen_env.agents.reinforce import Reinforce, ReinforceConfig
+from textgen_env.agents.sft import SFT, SFTConfig, examples
+from textgen_env.agents.training.environments import split_prompts
+from textgen_env.agents.training.evaluate import evaluate
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.prompts import load_prompts
+
+SEEDS = [1, 2, 3]
+
+
+@dataclass
+class Gain:
+    """Of the held-out score, and the KL that it cost."""
+
+    score: float
+    kl: float
+
+
+def venv_of(prompts: Any, **arguments: Any) -> gym.vector.VectorEnv:
+    options = {"num_envs": 32, "max_new_tokens": 6, "autoreset_mode": AutoresetMode.DISABLED}
+    return gym.make_vec("textgen/Sentiment-v0", prompts=prompts, **options, **arguments)
+
+
+def reinforced(seed: int, **arguments: Any) -> Gain:
+    """RLOO for eight updates, with ``arguments`` of the training environment."""
+    train, held_out = split_prompts(load_prompts("reviews"), 96)
+    judge, policy = venv_of(held_out), ActorCritic(LanguageModel("tiny"), ActorConfig())
+    reference = policy.reference()
+    before = evaluate(judge, policy, reference).metrics
+    sizes = {"episodes": 32, "minibatch_size": 16, "micro_batch_size": 16, "group_size": 4}
+    config = ReinforceConfig(**sizes, lr=1e-3, warmup_updates=0, kl_coef=0.02)
+    options = {"seed": seed, "reference": reference, "total_updates": 8}
+    Reinforce(venv_of(train, **arguments), policy, config, **options).train(8)
+    after = evaluate(judge, policy, reference).metrics
+    return Gain(after["score"] - before["score"], after["kl_per_response"])
+
+
+def nothing(completions: list[str], **_: Any) -> list[float]:
+    return [0.5] * len(completions)
+
+
+def test_reinforce_raises_the_held_out_score_and_a_constant_reward_does_not():
+    taught, untaught = [reinforced(seed) for seed in SEEDS], reinforced(SEEDS[0], scorer=nothing)
+    assert all(gain.score > 0 for gain in taught)
+    assert statistics.mean(gain.score for gain in taught) > 0.08
+    assert abs(untaught.score) < 0.02
+    assert untaught.kl < 0.1 < min(gain.kl for gain in taught)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sft_lowers_the_held_out_perplexity(seed: int):
+    """On the translations of the embedded set."""
+    train, held_out = split_prompts(load_prompts("translations"), 128)
+    model = LanguageModel("tiny")
+    sets = [examples(gym.make_vec("textgen/Translate-v0", prompts=prompts), model) for prompts in (train, held_out)]
+    config = SFTConfig(lr=2e-4, warmup_updates=4, minibatch_size=32, micro_batch_size=32)
+    trainer = SFT(ActorCritic(model, ActorConfig()), config, sets[0], held_out=sets[1], seed=seed, total_updates=24)
+    before = trainer.held_out()["perplexity"]
+    trainer.train(24)
+    after = trainer.held_out()["perplexity"]
+    assert after < before - 0.02
