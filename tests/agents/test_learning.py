@@ -14,6 +14,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import textgen_env  # noqa: F401  (registers the environments)
+from textgen_env.agents.grpo import GRPO, GRPOConfig
 from textgen_env.agents.policy import ActorConfig, ActorCritic
 from textgen_env.agents.reinforce import Reinforce, ReinforceConfig
 from textgen_env.agents.sft import SFT, SFTConfig, examples
@@ -38,16 +39,16 @@ def venv_of(prompts: Any, **arguments: Any) -> gym.vector.VectorEnv:
     return gym.make_vec("textgen/Sentiment-v0", prompts=prompts, **options, **arguments)
 
 
-def reinforced(seed: int, **arguments: Any) -> Gain:
-    """RLOO for eight updates, with ``arguments`` of the training environment."""
+def reinforced(trainer: Any, config: Any, seed: int, **arguments: Any) -> Gain:
+    """Eight updates, with ``arguments`` of the training environment."""
     train, held_out = split_prompts(load_prompts("reviews"), 96)
     judge, policy = venv_of(held_out), ActorCritic(LanguageModel("tiny"), ActorConfig())
     reference = policy.reference()
     before = evaluate(judge, policy, reference).metrics
     sizes = {"episodes": 32, "minibatch_size": 16, "micro_batch_size": 16, "group_size": 4}
-    config = ReinforceConfig(**sizes, lr=1e-3, warmup_updates=0, kl_coef=0.02)
+    settings = config(**sizes, lr=1e-3, warmup_updates=0, kl_coef=0.02)
     options = {"seed": seed, "reference": reference, "total_updates": 8}
-    Reinforce(venv_of(train, **arguments), policy, config, **options).train(8)
+    trainer(venv_of(train, **arguments), policy, settings, **options).train(8)
     after = evaluate(judge, policy, reference).metrics
     return Gain(after["score"] - before["score"], after["kl_per_response"])
 
@@ -56,8 +57,10 @@ def nothing(completions: list[str], **_: Any) -> list[float]:
     return [0.5] * len(completions)
 
 
-def test_reinforce_raises_the_held_out_score_and_a_constant_reward_does_not():
-    taught, untaught = [reinforced(seed) for seed in SEEDS], reinforced(SEEDS[0], scorer=nothing)
+@pytest.mark.parametrize(("trainer", "config"), [(Reinforce, ReinforceConfig), (GRPO, GRPOConfig)])
+def test_it_raises_the_held_out_score_and_a_constant_reward_does_not(trainer: Any, config: Any):
+    taught = [reinforced(trainer, config, seed) for seed in SEEDS]
+    untaught = reinforced(trainer, config, SEEDS[0], scorer=nothing)
     assert all(gain.score > 0 for gain in taught)
     assert statistics.mean(gain.score for gain in taught) > 0.08
     assert abs(untaught.score) < 0.02

@@ -50,7 +50,8 @@ def straight(word_model: Path, prompts: Path, tmp_path_factory: pytest.TempPathF
 def test_the_folder_holds_everything(straight: Path):
     names = {path.name for path in straight.iterdir()}
     wanted = (
-        "settings.json metrics.jsonl tensorboard checkpoints before.json after.json plot.png episodes.html best last"
+        "settings.json metrics.jsonl tensorboard checkpoints before.json after.json optimum.json plot.png "
+        "episodes.html best last"
     )
     assert names == set(wanted.split())
     records = read_metrics(straight / "metrics.jsonl")

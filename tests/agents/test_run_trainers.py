@@ -31,7 +31,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags_of(name: str, output: Path, model: Path, prompts: Path, *more: str) -> tuple[str, list[str]]:
     """The module, and its flags for a run of seconds."""
     module, _, baseline = name.partition("-")
-    given = flags(output, model, prompts, *more)
+    given = flags(output, model, prompts)
     if module == "sft":
         for flag in ("--episodes", "--adaptive-kl-target"):
             del given[given.index(flag) : given.index(flag) + 2]
@@ -39,6 +39,7 @@ def flags_of(name: str, output: Path, model: Path, prompts: Path, *more: str) ->
         given += ["--baseline", baseline, "--group-size", "2"]
     if module == "grpo":
         given += ["--group-size", "4", "--scale", "group", "--length-norm", "token"]
+    given += more
     return module, given
 
 
