@@ -6,7 +6,6 @@ not: the loop (``training/on_policy.py``), estimators (``advantages.py``), the r
 A response is one action here: its return, score − β·KL, is credited to each of its tokens, EOS included. No critic.
 
 References:
-    Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning" (1992).
     Rennie et al., "Self-critical sequence training for image captioning" (2017): the greedy baseline.
     Ahmadian et al., "Back to basics: revisiting REINFORCE style optimization for learning from human feedback" (2024).
 """
