@@ -39,11 +39,7 @@ from .training.setting_checks import COUNT, FLAG, POSITIVE, check, choice, optio
 
 @dataclass
 class GRPOConfig(GroupConfig):
-    """Settings of the algorithm, beside those of every one that plays groups; docs/trainers.md compares them.
-
-    Raises:
-        TypeError, ValueError: a setting of the wrong type or out of range, with its name and what would be right.
-    """
+    """Settings of the algorithm, beside those of every one that plays groups; docs/trainers.md compares them."""
 
     group_size: int = 8
     """Responses per prompt, at least 2; divides episodes."""
@@ -100,8 +96,7 @@ class GRPOSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grpo.episodes < self.num_envs:
-            raise ValueError(f"episodes={self.grpo.episodes} must be at least num_envs={self.num_envs}")
+        self.grpo.check_slots(self.num_envs)
 
 
 class GRPO(GroupTrainer):

@@ -106,8 +106,7 @@ class PPOSettings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, {"ptx_texts": optional(TEXT)})
-        if self.ppo.episodes < self.num_envs:
-            raise ValueError(f"episodes={self.ppo.episodes} must be at least num_envs={self.num_envs}")
+        self.ppo.check_slots(self.num_envs)
 
 
 class PPO(OnPolicyTrainer):

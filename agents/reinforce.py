@@ -1,16 +1,13 @@
 """REINFORCE on whole responses, with the baselines that make it work: RLOO, self-critical, running mean, none.
 
-What lives here: advantages and loss, their settings, and the door of the command line
-(``python -m textgen_env.agents.reinforce``). What does not: the loop (``training/on_policy.py``), the estimators
-(``advantages.py``), the run (``training/run.py``).
+What lives here: advantages and loss, settings, and the command (``python -m textgen_env.agents.reinforce``). What does
+not: the loop (``training/on_policy.py``), estimators (``advantages.py``), the run (``training/run.py``).
 
 A response is one action here: its return, score − β·KL, is credited to each of its tokens, EOS included. No critic.
 
 References:
-    Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning" (1992).
     Rennie et al., "Self-critical sequence training for image captioning" (2017): the greedy baseline.
-    Ahmadian et al., "Back to basics: revisiting REINFORCE style optimization for learning from human feedback in LLMs"
-    (2024): REINFORCE leave-one-out (RLOO).
+    Ahmadian et al., "Back to basics: revisiting REINFORCE style optimization for learning from human feedback" (2024).
 """
 
 from __future__ import annotations
@@ -39,11 +36,7 @@ from .training.setting_checks import check, choice
 
 @dataclass
 class ReinforceConfig(GroupConfig):
-    """Settings of the algorithm, beside those of every one that plays groups.
-
-    Raises:
-        TypeError, ValueError: a setting of the wrong type or out of range, with its name and what would be right.
-    """
+    """Settings of the algorithm, beside those of every one that plays groups, which say how they are checked."""
 
     baseline: Literal["leave_one_out", "mean", "greedy", "none"] = "leave_one_out"
     """What is taken off a return: the mean of the others of its group (RLOO), a running mean over updates, the return
@@ -67,18 +60,13 @@ class ReinforceSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reinforce.episodes < self.num_envs:
-            raise ValueError(f"episodes={self.reinforce.episodes} must be at least num_envs={self.num_envs}")
+        self.reinforce.check_slots(self.num_envs)
 
 
 class Reinforce(GroupTrainer):
-    """The plain policy gradient of whole responses, one pass per rollout; see `OnPolicyTrainer` for the arguments.
+    """The plain policy gradient of whole responses, one pass per rollout; see `OnPolicyTrainer` for the arguments."""
 
-    Attributes:
-        mean_return: the running mean: after each update it has come half the way to that update's mean return.
-    """
-
-    mean_return = 0.0
+    mean_return = 0.0  # running: each update brings it half the way to its own mean
 
     @torch.no_grad()
     def advantages(self, rollout: Rollout) -> Batch:
@@ -98,6 +86,9 @@ class Reinforce(GroupTrainer):
 
     def _rewards(self, rollout: Rollout) -> tuple[Scores, Tensor]:
         """What policy and reference say, and (B, T) rewards with the KL penalty."""
+        if cut := int(rollout.bootstrapped.sum()):
+            what = f"{cut} responses were cut from outside, without a score, and there is no critic to guess it"
+            raise ValueError(f"{what}; take the limit of steps away (max_new_tokens pays the score), or use PPO")
         scores = self.score(rollout)
         if scores.ref_log_probs is None:
             return scores, rollout.rewards

@@ -109,6 +109,14 @@ def test_lm_imports_only_rooms_below(name: str) -> None:
     assert all(LM_LEVEL[target] <= LM_LEVEL[name.split(".")[2]] for target in inner)
 
 
+ALGORITHMS = {f"textgen_env.agents.{name}" for name in ("ppo", "reinforce", "sft", "sb3_ppo")}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in GRAPH if name.startswith("textgen_env.agents.")))
+def test_no_trainer_knows_an_algorithm_but_itself(name: str) -> None:
+    assert not GRAPH[name] & ALGORITHMS
+
+
 def test_no_circle() -> None:
     done: set[str] = set()
 

@@ -58,6 +58,11 @@ class OnPolicyConfig(OptimConfig):
         if (target := self.adaptive_kl_target) is not None and self.kl_coef == 0:
             raise ValueError(f"kl_coef=0 with adaptive_kl_target={target} must be > 0: β adapts by factors")
 
+    def check_slots(self, num_envs: int) -> None:
+        """Raise a ValueError if there are more slots than episodes."""
+        if self.episodes < num_envs:
+            raise ValueError(f"episodes={self.episodes} must be at least num_envs={num_envs}")
+
 
 ON_POLICY_RULES = {
     "episodes": COUNT,

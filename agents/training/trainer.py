@@ -65,7 +65,7 @@ RULES = {
 
 
 class GradientTrainer:
-    """Steps a policy down the gradient of `loss`, which a subclass gives, as its `weight` says of whom it is the mean.
+    """Steps a policy down the gradient of `loss`. A subclass gives it, and by `weight` what it is a mean over.
 
     Args:
         policy: trained in place.

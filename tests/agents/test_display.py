@@ -150,8 +150,8 @@ def test_tables_that_fail_come_after_the_checkpoint(make_run: Callable[..., Run]
         saved.append([path.name for path in run.run_folder.checkpoints.iterdir()])
         raise RuntimeError("no table")
 
-    for name in ("samples_table", "before_after_table", "answers_table"):
-        monkeypatch.setattr(f"textgen_env.agents.training.run.{name}", broken)
+    for name in ("run.samples_table", "report.before_after_table", "report.answers_table"):
+        monkeypatch.setattr(f"textgen_env.agents.training.{name}", broken)
     run = make_run(console)
     assert finished(run.execute())
     assert shown_on(console).count("left out: RuntimeError: no table") == 4

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from textgen_env.agents.policy import ActorConfig, ActorCritic, PolicyConfig, ValueHead
 from textgen_env.lm.language_model import LanguageModel
@@ -156,3 +157,21 @@ def test_the_reference_takes_the_temperature_and_neither_top_k_nor_top_p(word_mo
             expected = (model(IDS[row : row + 1, :t]).logits[0, -1] / 0.5).log_softmax(-1)[IDS[row, t]]
         torch.testing.assert_close(log_probs[row, t], expected, atol=1e-5, rtol=1e-5)
     assert log_probs[RESPONSE == 0].eq(0).all()
+
+
+def test_distributed_data_parallel_wraps_it(word_model: Path, tmp_path: Path):
+    """A process group of one: its hooks see the named tuples, and the gradient is that of the policy alone."""
+    gradients = []
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        for wrap in (lambda policy: policy, torch.nn.parallel.DistributedDataParallel):
+            policy = with_random_head(ActorCritic(LanguageModel(word_model)))
+            evaluation = wrap(policy)(TEXTS, SamplingParams(0.7), with_entropy=True)
+            (evaluation.log_probs + evaluation.values).sum().backward()
+            gradients.append([p.grad for p in policy.parameters()])
+    finally:
+        dist.destroy_process_group()
+    for alone, wrapped in zip(*gradients, strict=True):
+        torch.testing.assert_close(alone, wrapped)
+    assert any(gradient.abs().max() > 0 for gradient in gradients[0])

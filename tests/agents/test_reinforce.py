@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,16 @@ def test_micro_batches_weigh_by_their_responses(make_venv: MakeVenv, word_model:
     assert gradients[0].norm() > 0
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-6)
+
+
+def test_what_was_cut_without_a_score_has_no_return(make_venv: MakeVenv, word_model: Path):
+    """A limit of steps outside: nobody knows what it was worth, and 0 would be a score."""
+    trainer = make(make_venv(), word_model)
+    rollout = rollout_of([[EOS], [A, A]], trainer.policy.language_model)
+    rollout.terminated[1], rollout.truncated[1] = False, True
+    trainer.advantages(replace(rollout, scored=torch.tensor([True, True])))
+    with pytest.raises(ValueError, match="1 responses were cut from outside, without a score"):
+        trainer.advantages(replace(rollout, scored=torch.tensor([True, False])))
 
 
 def test_settings_that_do_not_fit_each_other():

@@ -84,6 +84,7 @@ class LanguageModelMixin:
         )
         self.options = given
         self.temperature, self.value_scale, self.exact_entropy = temperature, value_scale, exact_entropy
+        self.sampling = SamplingParams(temperature)
         language_model = copy.deepcopy(model) if isinstance(model, LanguageModel) else LanguageModel(model, dtype=dtype)
         _check_spaces(observation_space, action_space, language_model)
         self.vocab_size = language_model.vocab_size
@@ -171,7 +172,7 @@ class LanguageModelMixin:
         scores = response_log_probs(
             self.actor,
             texts,
-            SamplingParams(self.temperature),
+            self.sampling,
             vocab_size=self.vocab_size,
             mask=None if action_masks is None else torch.as_tensor(action_masks, dtype=torch.bool),
             with_entropy=self.exact_entropy,
@@ -210,7 +211,7 @@ class LanguageModelMixin:
 
     def _warp(self: Any, logits: Tensor, action_masks: Any) -> Tensor:
         mask = None if action_masks is None else torch.as_tensor(action_masks, dtype=torch.bool)
-        return warp_logits(logits, SamplingParams(self.temperature), mask=mask)
+        return warp_logits(logits, self.sampling, mask=mask)
 
 
 OPTIONS = (
