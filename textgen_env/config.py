@@ -33,8 +33,7 @@ _REQUIRED = {
     "scorer": "what a response is worth (a name, a mapping or a function)",
 }
 _MEANT = {"max_episode_steps": "max_new_tokens"}  # the words of other libraries that no spelling would suggest
-BYTES_PER_TOKEN = 26  # of a slot: ids, two masks, and the bounds of the observation space
-BYTES_PER_NEW_TOKEN = 24  # reward, log π_ref and KL
+BYTES_PER_TOKEN = 50  # of a slot: ids, two masks, the bounds of the observation space; reward, log π_ref and KL
 MOST_BYTES = 4 * 2**30  # far beyond what anybody trains with: 4,096 slots of 20,000 tokens
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -185,7 +184,7 @@ def check_number(name: str, value: Any, wanted: str, right: Callable[[float], bo
 def check_room(slots: int, config: EnvConfig, model: LanguageModel) -> None:
     """The rows of all slots fit into memory, or a ValueError says what would."""
     prompt, new = config.max_prompt_tokens, config.max_new_tokens
-    needed = slots * ((prompt + new) * BYTES_PER_TOKEN + new * BYTES_PER_NEW_TOKEN)
+    needed = slots * (prompt + new) * BYTES_PER_TOKEN
     if needed <= MOST_BYTES:
         return
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)

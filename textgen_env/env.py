@@ -16,7 +16,7 @@ from textgen_env.lm.language_model import LanguageModel
 from textgen_env.notices import shown, warn_user
 
 Observation = dict[str, NDArray[Any]]
-SLOT = np.zeros(1, dtype=np.int64)  # the rows of an engine with one slot
+ACTIVE = np.ones(1, dtype=np.bool_)  # in an engine with one slot
 
 
 class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
@@ -115,7 +115,7 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
         super().reset(seed=seed)
         self.engine.start({0: prompt or self.engine.draw_prompt(self.np_random)})
         self._print([0])
-        return self.engine.prefixes.observation(0), self._reset_info(0)
+        return self.engine.episodes.observation(0), self._reset_info(0)
 
     def step(self, action: int | np.integer[Any]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append a token.
@@ -132,10 +132,10 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
         actions = as_actions("action", action)
         if actions.shape != ():
             raise ValueError(f"action={shown(action)} must be one integer, got shape {actions.shape}")
-        result = self.engine.step(actions.reshape(1), SLOT)
+        result = self.engine.step(actions.reshape(1), ACTIVE)
         self._print([0])
         return (
-            self.engine.prefixes.observation(0),
+            self.engine.episodes.observation(0),
             float(result.rewards[0]),
             bool(result.terminated[0]),
             bool(result.truncated[0]),

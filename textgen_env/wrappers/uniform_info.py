@@ -40,9 +40,9 @@ class UniformInfo(PassesMasks, gym.Wrapper, gym.utils.RecordConstructorArgs):
         numbers = {name: info.get(name, float("nan")) for name in ("score", "ref_logprob", "ref_logprob_sum", "kl_sum")}
         paid = info.get("reward_parts", {})
         return {
-            "prompt": self._engine.current[0].text,
+            "prompt": self._engine.episodes.prompts[0].text,
             **texts,
             **numbers,
-            "response_length": int(self._engine.prefixes.response_lengths[0]),
+            "response_length": int(self._engine.episodes.response_lengths[0]),
             "reward_parts": {name: paid.get(name, 0.0) for name in (*self._engine.reward.part_names, "kl")},
         }
