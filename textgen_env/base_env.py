@@ -133,14 +133,16 @@ class TextGenBase:
     def _reset_info(self, slot: int) -> dict[str, Any]:
         prompt = self.engine.episodes.prompts[slot]
         assert prompt is not None
-        return {"prompt": prompt.text}
+        if self.engine.turns is None:
+            return {"prompt": prompt.text}
+        return {"prompt": prompt.text, "opening": self.engine.episodes.environment_texts[slot][0]}
 
     def _step_info(self, result: StepResult, slot: int) -> dict[str, Any]:
         """The `info` of one slot's step, as the single environment returns it."""
         info: dict[str, Any] = {"reward_parts": {name: float(part[slot]) for name, part in result.reward_parts.items()}}
         if result.ref_log_prob is not None:
             info["ref_logprob"] = float(result.ref_log_prob[slot])
-        return info | result.endings.get(slot, {})
+        return {**info, **result.replies.get(slot, {}), **result.endings.get(slot, {})}
 
     def _note_cut(self, slots: Iterable[int], *, meant: bool) -> None:
         """Before a reset of these slots: warn, once, when it looks as if a limit of steps outside cuts episodes.
@@ -174,19 +176,36 @@ class TextGenBase:
         """What there is to draw of a slot."""
         engine, episodes = self.engine, self.engine.episodes
         prompt, reason = episodes.prompts[slot], episodes.finish_reasons[slot]
-        before, response = episodes.present_turn(slot)
-        rewards, ref_log_probs, kls = (episodes.per_token(slot, one).tolist() for one in episodes.token_columns)
+        pieces, by_agent = self._pieces(slot)
+        rewards, ref_log_probs, kls = (
+            _on_pieces(episodes.per_token(slot, c), by_agent) for c in episodes.token_columns
+        )
         parts = dict(zip(engine.reward.part_names, episodes.potentials[slot].tolist(), strict=True)) if reason else {}
+        if reason and engine.turns is not None:
+            parts["environment"] = float(episodes.environment_rewards[slot])
         return Frame(
             prompt=prompt.text if prompt else "",
-            pieces=engine.language_model.token_text.shown_pieces(before, response),
+            pieces=pieces,
             rewards=rewards,
             ref_log_probs=_if_known(ref_log_probs),
             kls=_if_known(kls),
             finish_reason=reason.value if reason else None,
             score=sum(parts.values()) if reason else None,
             reward_parts=parts,
+            by_agent=by_agent,
         )
+
+    def _pieces(self, slot: int) -> tuple[list[str], list[bool]]:
+        """The text of a slot's episode in the pieces that are drawn, and which of them are the agent's tokens."""
+        episodes, text = self.engine.episodes, self.language_model.token_text
+        ids = episodes.input_ids[slot, : episodes.lengths[slot]].tolist()
+        pieces: list[str] = []
+        by_agent: list[bool] = []
+        for written, (start, end) in zip(episodes.environment_texts[slot], episodes.turns(slot), strict=True):
+            tokens = text.shown_pieces(ids[:start], ids[start:end])
+            pieces += [written, *tokens] if written else tokens
+            by_agent += [False] * bool(written) + [True] * len(tokens)
+        return pieces, by_agent
 
     def _render(self, slot: int) -> Any:
         frame = self._frame(slot)
@@ -260,6 +279,12 @@ def _generator_state(generator: np.random.Generator, saved: Any, row: int) -> An
     except Exception as error:  # numpy raises whatever its parts raise
         raise ValueError(f"state['generators'][{row}]={shown(saved)} is no state of a generator: {error!r}") from error
     return trial.state
+
+
+def _on_pieces(values: NDArray[np.float64], by_agent: Sequence[bool]) -> list[float]:
+    """Numbers of the agent's tokens at its pieces; 0 at those of the environment."""
+    left = iter(values.tolist())
+    return [next(left) if own else 0.0 for own in by_agent]
 
 
 def _if_known(values: list[float]) -> list[float] | None:

@@ -7,7 +7,7 @@ owns none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.prefix_cache import PrefixCache
 from textgen_env.notices import warn_user
 from textgen_env.prompts import PromptLike, as_prompt, check_columns, load_prompts
-from textgen_env.reward import Reward
+from textgen_env.reward import Reward, unscored
 from textgen_env.saved_state import engine_state, load_engine_state
 from textgen_env.stop_strings import StopStrings
+from textgen_env.turns import Answer, Turns, as_turns
 from textgen_env.vocabulary import fits_positions, same_vocabulary, tokenize_prompt
 
 Slots = NDArray[np.int64]
@@ -41,6 +42,7 @@ class Engine:
     Attributes:
         language_model: whose tokens are the actions; its weights load only when something asks for its logits.
         reward: what the scorer pays.
+        turns: the environment that answers back, if there is one.
         kl: the KL penalty, with the reference model.
         episodes: the states.
         episodes_ended: how many have ended by themselves, in all slots.
@@ -54,7 +56,7 @@ class Engine:
         self.reference = self.language_model if same else self._load("reference")
         same_vocabulary(self.language_model, self.reference)
         if config.kl_coef > 0 or config.reference_top_p < 1 or config.reference_top_k:
-            fits_positions(self.reference, config.max_prompt_tokens, config.max_new_tokens)
+            fits_positions(self.reference, config.max_prompt_tokens, config.max_new_tokens, config.reply_tokens)
         self.kl = KLPenalty(
             self.reference,
             slots,
@@ -66,12 +68,12 @@ class Engine:
         )
         self.rules = ActionRules(self.language_model, config.forbidden_tokens, config.min_new_tokens)
         self.stop_strings = StopStrings(config.stop_strings, self.language_model)
+        self.turns = None if config.responder is None else Turns(config, self.language_model, self.stop_strings)
         self._eos = np.array(sorted(self.language_model.eos_token_ids), dtype=np.int64)
         check_room(slots, config, self.language_model)
-        self.reward = Reward(config.scorer, self.prompts)
-        width = config.max_prompt_tokens + config.max_new_tokens
+        self.reward = Reward(config.scorer or unscored, self.prompts, turns=self.turns is not None)
         parts = len(self.reward.part_names)
-        self.episodes = Episodes(slots, width, self.language_model.pad_token_id, parts)
+        self.episodes = Episodes(slots, config.width, self.language_model.pad_token_id, parts)
         self._token_ids: dict[Any, list[int]] = {}
         self._warned_of_cut = False
         self.episodes_ended = 0
@@ -99,6 +101,8 @@ class Engine:
                 orders.add(order)
                 try:
                     tokenize_prompt(self.language_model, prompt, self.config.max_prompt_tokens)
+                    if order and self.turns:
+                        self.turns.check_prompt(prompt)
                 except ValueError as error:
                     raise ValueError(f"prompts[{index}]: {error}") from error
 
@@ -122,11 +126,21 @@ class Engine:
         """A prompt drawn uniformly from the set."""
         return self.prompts[int(generator.integers(len(self.prompts)))]
 
-    def start(self, starts: Mapping[int, Prompt]) -> None:
-        """Begin new episodes in the given slots; all prompts are tokenised before any slot changes."""
+    def start(self, starts: Mapping[int, Prompt], generators: Sequence[np.random.Generator]) -> None:
+        """Begin new episodes in the given slots; all prompts are tokenised before any slot changes.
+
+        Args:
+            starts: the prompts by slot.
+            generators: n, one per slot, from which an environment that answers back gets its seeds.
+        """
         token_ids = {slot: self._tokenize(prompt) for slot, prompt in starts.items()}
+        openings: dict[int, Answer] = {}
+        if self.turns is not None:
+            seeds = [int(generators[slot].integers(2**63 - 1)) for slot in starts]
+            openings = self.turns.openings(starts, seeds)
         for slot, prompt in starts.items():
-            self.episodes.start(slot, prompt, token_ids[slot])
+            opening = openings.get(slot, Answer())
+            self.episodes.start(slot, prompt, token_ids[slot], opening.token_ids, opening.text)
 
     def _tokenize(self, prompt: Prompt) -> list[int]:
         key = prompt.text if prompt.messages is None else (repr(prompt.messages),)
@@ -155,6 +169,7 @@ class Engine:
         Raises:
             ResetNeeded: a slot is not playing.
             TypeError: actions that are no integers.
+            TypeError, ValueError: the environment answered with something else than a reply.
             ValueError: an action out of range or masked, or a KL that is not finite.
             ScorerError: the scorer failed, or its score is too large. As with the others, and with whatever a scorer or
                 policy may raise, no slot has moved: the step may be taken again.
@@ -162,22 +177,24 @@ class Engine:
         slots = self._playing(active)
         masks = self.action_masks(slots) if self.restricted else None
         actions = self.rules.check(actions, slots, masks)
+        if self.turns is not None:
+            self.turns.check(slots, actions)
         price = self.kl.price(self.episodes, slots, actions, masks)
         before = self.episodes.snapshot(slots)
         try:
             self.episodes.append(slots, actions[slots], by_agent=True)
             reasons = self._finish_reasons(slots, actions)
+            answers = {} if self.turns is None else self.turns.reply(self.episodes, slots, actions, reasons)
             completions = self._completions(slots, reasons)
-            parts = self.reward.parts(self.episodes.potentials, completions)
-            if price.reward is not None:
-                parts["kl"] = price.reward
+            parts = self._parts(completions, answers, price)
             rewards = self.reward.total(parts)
             self._record(slots, before.lengths, rewards, price)
-            endings = {slot: self._ending(slot, completions[slot]) for slot in reasons}
+            endings = {slot: self._ending(slot, completions[slot]) for slot in sorted(reasons)}
         except BaseException:
             self.episodes.restore(slots, before)
             raise
-        return StepResult(rewards, *self._end(reasons), parts, price.ref_log_prob, endings)
+        replies = {slot: answer.info for slot, answer in answers.items()}
+        return StepResult(rewards, *self._end(slots, reasons), parts, price.ref_log_prob, endings, replies)
 
     def _playing(self, active: NDArray[np.bool_]) -> Slots:
         """The active slots, int64 (m,), all of which play."""
@@ -196,19 +213,34 @@ class Engine:
             reasons |= dict.fromkeys(stopped, FinishReason.STOP)
         is_eos = (actions[slots, None] == self._eos).any(axis=1)
         reasons |= dict.fromkeys(slots[is_eos].tolist(), FinishReason.EOS)
-        return dict(sorted(reasons.items()))
+        return reasons
 
     def _completions(self, slots: Slots, reasons: Mapping[int, FinishReason]) -> dict[int, Completion]:
         """The responses that are to be scored in this step, by slot."""
-        asked = slots.tolist() if self.reward.dense else reasons
+        asked = slots.tolist() if self.reward.dense else sorted(reasons)
         return {slot: self._completion(slot, reasons.get(slot)) for slot in asked}
 
     def _completion(self, slot: int, reason: FinishReason | None) -> Completion:
-        prompt_ids, token_ids = self.episodes.present_turn(slot)
-        text = self.stop_strings.text(prompt_ids, token_ids)
-        prompt = self.episodes.prompts[slot]
+        episodes = self.episodes
+        ids, prompt = episodes.input_ids[slot, : episodes.lengths[slot]].tolist(), episodes.prompts[slot]
         assert prompt is not None  # the slot is playing
-        return Completion(prompt, text, tuple(token_ids), reason)
+        texts = [self.stop_strings.text(ids[:start], ids[start:end]) for start, end in episodes.turns(slot)]
+        turns = None if self.turns is None else as_turns(episodes.environment_texts[slot], texts)
+        return Completion(prompt, "".join(texts), tuple(episodes.response(slot).tolist()), reason, turns)
+
+    def _parts(
+        self, completions: Mapping[int, Completion], answers: Mapping[int, Answer], price: Price
+    ) -> dict[str, NDArray[np.float64]]:
+        """What is paid in this step, by part, float64 (n,): by the scorer, by the environment, for the KL."""
+        scored = {slot: one for slot, one in completions.items() if one.finish_reason is not FinishReason.FAILED}
+        parts = self.reward.parts(self.episodes.potentials, scored)
+        if self.turns is not None:
+            parts["environment"] = np.zeros(len(self.episodes))
+            for slot, answer in answers.items():
+                parts["environment"][slot] = answer.reward
+        if price.reward is not None:
+            parts["kl"] = price.reward
+        return parts
 
     def _record(self, slots: Slots, columns: NDArray[np.int64], rewards: NDArray[np.float64], price: Price) -> None:
         """Keep what the tokens in these columns earned."""
@@ -217,13 +249,17 @@ class Engine:
             if values is not None:
                 column[slots, columns] = values[slots]
 
-    def _end(self, reasons: Mapping[int, FinishReason]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """End these slots' episodes: `terminated` and `truncated`, bool (n,)."""
+    def _end(self, slots: Slots, reasons: Mapping[int, FinishReason]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The step has succeeded: end these episodes; `terminated` and `truncated`, bool (n,)."""
+        if self.turns is not None:
+            self.turns.done(slots)
+        cuts = {FinishReason.HORIZON, FinishReason.FAILED}
+        if self.config.length_limit == "truncate":
+            cuts.add(FinishReason.LENGTH)
         terminated, truncated = np.zeros((2, len(self.episodes)), dtype=np.bool_)
         for slot, reason in reasons.items():
             self.episodes.end(slot, reason)
-            cut = reason is FinishReason.LENGTH and self.config.length_limit == "truncate"
-            (truncated if cut else terminated)[slot] = True
+            (truncated if reason in cuts else terminated)[slot] = True
         self.episodes_ended += len(reasons)
         return terminated, truncated
 
@@ -234,9 +270,13 @@ class Engine:
             "text": completion.text,
             "prompt": completion.prompt.text,
             "finish_reason": completion.finish_reason.value,
-            "score": self.reward.score(self.episodes.potentials[slot], slot),
             "response_length": len(completion.token_ids),
         }
+        if completion.turns is not None:
+            info["transcript"] = "".join(turn["content"] for turn in completion.turns)
+        if completion.finish_reason is not FinishReason.FAILED:
+            paid = [*self.episodes.potentials[slot].tolist(), float(self.episodes.environment_rewards[slot])]
+            info["score"] = self.reward.score(paid, slot)
         columns = {"ref_logprob_sum": self.episodes.token_ref_log_probs, "kl_sum": self.episodes.token_kls}
         for name, column in columns.items():
             values = self.episodes.per_token(slot, column)

@@ -113,7 +113,7 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
         prompt = None if choice is None else self.engine.named_prompt(choice)
         self._note_cut([0], meant=seed is not None or prompt is not None)
         super().reset(seed=seed)
-        self.engine.start({0: prompt or self.engine.draw_prompt(self.np_random)})
+        self.engine.start({0: prompt or self.engine.draw_prompt(self.np_random)}, [self.np_random])
         self._print([0])
         return self.engine.episodes.observation(0), self._reset_info(0)
 

@@ -16,11 +16,23 @@ from numpy.typing import NDArray
 
 
 class FinishReason(str, Enum):
-    """Why an episode ended: the agent's EOS token, a stop string in its text, or the length limit."""
+    """Why an episode ended: by the agent, by a limit, or by an environment that answers back.
+
+    Attributes:
+        EOS: the agent's EOS token (and no reply followed).
+        STOP: a stop string in the agent's text, or a turn string (and no reply followed).
+        LENGTH: `max_new_tokens`.
+        ENVIRONMENT: the environment terminated it.
+        HORIZON: the environment cut it at the task's horizon.
+        FAILED: the environment failed; such an episode is not scored, and nothing can be learned from it.
+    """
 
     EOS = "eos"
     STOP = "stop"
     LENGTH = "length"
+    ENVIRONMENT = "environment"
+    HORIZON = "horizon"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +59,18 @@ class Completion:
 
     Attributes:
         prompt: the prompt it answers.
-        text: the decoded response, without special tokens and without the stop string that ended it.
+        text: the decoded response, without special tokens and without the stop string that ended it; its turns joined.
         token_ids: the response's tokens as the agent chose them; the truth that `text` is a view of.
         finish_reason: why it ended; None while it is being written.
+        turns: what agent and environment said by turns, `{"role": "assistant" | "environment", "content": …}`; None
+            where no environment answers back.
     """
 
     prompt: Prompt
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
+    turns: tuple[dict[str, str], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +84,7 @@ class StepResult:
         reward_parts: float64 by name.
         ref_log_prob: float64, or None when no reference is on.
         endings: by slot, the `info` of each episode that ended.
+        replies: by slot, what a reply of the environment adds to the `info`.
     """
 
     rewards: NDArray[np.float64]
@@ -77,6 +93,7 @@ class StepResult:
     reward_parts: dict[str, NDArray[np.float64]]
     ref_log_prob: NDArray[np.float64] | None
     endings: dict[int, dict[str, Any]]
+    replies: dict[int, Mapping[str, Any]]
 
 
 class Snapshot(NamedTuple):
@@ -104,6 +121,7 @@ class Episodes:
         handovers: the columns at which somebody stopped writing, in order: the end of the prompt, of the environment's
             opening, of the agent's first turn, of the reply, and so on by turns. Without an environment that writes,
             the end of the prompt, twice.
+        environment_texts: what the environment wrote: its opening and its replies.
         potentials: float64 (n, parts); the scorer's Φ of each episode so far, by part.
         environment_rewards: float64 (n,); what the environment itself has paid in each episode so far.
         token_rewards: float64 (n, L); what each of the agent's tokens earned, NaN elsewhere.
@@ -121,6 +139,7 @@ class Episodes:
         self.playing: NDArray[np.bool_] = np.zeros(slots, dtype=np.bool_)
         self.finish_reasons: list[FinishReason | None] = [None] * slots
         self.handovers: list[list[int]] = [[0, 0] for _ in range(slots)]
+        self.environment_texts: list[list[str]] = [[""] for _ in range(slots)]
         self.potentials: NDArray[np.float64] = np.zeros((slots, parts))
         self.environment_rewards: NDArray[np.float64] = np.zeros(slots)
         self.token_rewards, self.token_ref_log_probs, self.token_kls = (
@@ -132,13 +151,16 @@ class Episodes:
 
     # --- what changes them --------------------------------------------------------------------------------------------
 
-    def start(self, slot: int, prompt: Prompt | None, token_ids: Sequence[int], opening: Sequence[int] = ()) -> None:
-        """Begin an episode: the row holds a prompt's tokens, then those of the environment's opening."""
+    def start(
+        self, slot: int, prompt: Prompt | None, token_ids: Sequence[int], opening: Sequence[int] = (), text: str = ""
+    ) -> None:
+        """Begin an episode: the row holds a prompt's tokens, then those of the environment's opening text."""
         self._clear(slot, 0)
         self.lengths[slot] = 0
         self._write(slot, [*token_ids, *opening], by_agent=False)
         self.prompt_lengths[slot] = len(token_ids)
         self.handovers[slot] = [len(token_ids), len(token_ids) + len(opening)]
+        self.environment_texts[slot] = [text]
         self.prompts[slot], self.finish_reasons[slot] = prompt, None
         self.potentials[slot] = self.environment_rewards[slot] = 0.0
         self.playing[slot] = True
@@ -163,11 +185,13 @@ class Episodes:
         self.response_mask[slots, columns] = by_agent
         self.lengths[slots] += 1
 
-    def reply(self, slot: int, token_ids: Sequence[int]) -> None:
-        """The agent's turn is over, and the environment writes these tokens; then it is the agent's turn again."""
+    def reply(self, slot: int, token_ids: Sequence[int], text: str, reward: float) -> None:
+        """The agent's turn is over, and the environment writes these tokens, a text, and pays; then the next begins."""
         turn_end = int(self.lengths[slot])
         self._write(slot, token_ids, by_agent=False)
         self.handovers[slot] += [turn_end, turn_end + len(token_ids)]
+        self.environment_texts[slot].append(text)
+        self.environment_rewards[slot] += reward
 
     def end(self, slot: int, reason: FinishReason) -> None:
         """End an episode."""
@@ -182,8 +206,8 @@ class Episodes:
         for slot, length in zip(slots.tolist(), before.lengths.tolist(), strict=True):
             self._clear(slot, length)
             self.finish_reasons[slot] = None
-            while self.handovers[slot][-1] > length:  # a turn has a token at least, so that those of before are not
-                self.handovers[slot].pop()
+            if self.handovers[slot][-1] > length:  # by a reply, since a turn has at least one token
+                del self.handovers[slot][-2:], self.environment_texts[slot][-1:]
         self.lengths[slots], self.potentials[slots], self.environment_rewards[slots] = before
         self.playing[slots] = True
 
@@ -231,10 +255,10 @@ class Episodes:
         start, end = self.handovers[slot][-1], int(self.lengths[slot])
         return self.input_ids[slot, :start].tolist(), self.input_ids[slot, start:end].tolist()
 
-    def segments(self, slot: int) -> list[tuple[bool, int, int]]:
-        """What follows the prompt, by turns: (whether the agent wrote it, first column, column behind the last)."""
+    def turns(self, slot: int) -> list[tuple[int, int]]:
+        """The agent's turns, the present one too: (first column, column behind the last)."""
         ends = [*self.handovers[slot], int(self.lengths[slot])]
-        return [(at % 2 == 1, start, end) for at, (start, end) in enumerate(pairwise(ends))]
+        return list(zip(ends[1::2], ends[2::2], strict=True))
 
     def observation(self, slot: int | slice | NDArray[np.int64] = slice(None)) -> dict[str, NDArray[Any]]:
         """A copy of one row (L,), or of several (n, L), in the form of the observation space."""

@@ -26,16 +26,17 @@ class Reward:
     Args:
         scorer: a name, a mapping or a callable, see `get_scorer`; its models are loaded.
         prompts: whose references it may fit itself to (CIDEr's document frequencies).
+        turns: whether an environment answers back, which scorers are shown as `turns`.
 
     Attributes:
         part_names: of what the score is the sum.
         taken: the names of columns that the scorer cannot be handed.
 
     Raises:
-        ValueError: the scorer has a part named "kl".
+        ValueError: the scorer has a part named "kl", or with turns "environment".
     """
 
-    def __init__(self, scorer: Any, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, scorer: Any, prompts: Sequence[Prompt], *, turns: bool = False) -> None:
         self.scorer = get_scorer(scorer)
         if hasattr(self.scorer, "load_models"):
             self.scorer.load_models()
@@ -44,7 +45,9 @@ class Reward:
         self.part_names = tuple(getattr(self.scorer, "part_names", None) or ("score",))
         if "kl" in self.part_names:
             raise ValueError(f"scorer {scorer!r} has a part named 'kl', which is the KL penalty's name")
-        self.taken = taken_names(self.scorer)
+        if turns and "environment" in self.part_names:
+            raise ValueError(f"scorer {scorer!r} has a part named 'environment', which is what the responder pays")
+        self.taken = taken_names(self.scorer) | ({"turns"} if turns else set())
 
     @property
     def dense(self) -> bool:
@@ -91,13 +94,13 @@ class Reward:
             )
         return rewards
 
-    def score(self, potentials: NDArray[np.float64], slot: int) -> float:
-        """The score of a slot's episode so far: the sum of its potentials (parts,).
+    def score(self, paid: Sequence[float], slot: int) -> float:
+        """The score of a slot's episode so far: the sum of its potentials and of what its environment has paid.
 
         Raises:
             ScorerError: it is not finite.
         """
-        score = float(sum(potentials.tolist()))
+        score = float(sum(paid))
         if not np.isfinite(score):
             raise ScorerError(f"scorer {scorer_name(self.scorer)!r}: slot {slot} has the score {score}; scale it down")
         return score
@@ -125,6 +128,8 @@ class Reward:
         if any(completion.prompt.messages for completion in completions):
             extra["messages"] = [_messages(completion.prompt) for completion in completions]
         extra["completion_ids"] = [list(completion.token_ids) for completion in completions]
+        if any(completion.turns is not None for completion in completions):
+            extra["turns"] = [[dict(turn) for turn in completion.turns or ()] for completion in completions]
         extra["finish_reasons"] = [c.finish_reason.value if c.finish_reason else None for c in completions]
         scored = score_parts(
             self.scorer,
@@ -137,6 +142,11 @@ class Reward:
         if tuple(scored) != self.part_names:
             raise ValueError(f"scorer {self.scorer!r} returned parts {tuple(scored)}, expected {self.part_names}")
         return scored
+
+
+def unscored(completions: Sequence[str], **_: Any) -> list[float]:
+    """The scorer of an environment that pays by itself."""
+    return [0.0] * len(completions)
 
 
 def _messages(prompt: Prompt) -> Any:

@@ -31,6 +31,7 @@ class SavedSlot:
     token_ids: list[int]
     response_mask: list[int]
     handovers: list[int]
+    environment_texts: list[str]
     playing: bool
     finish_reason: FinishReason | None
     potentials: list[float]
@@ -45,7 +46,7 @@ def engine_state(engine: Engine) -> dict[str, Any]:
         "slots": [_slot_state(engine.episodes, slot) for slot in range(len(engine.episodes))],
         "kl_coef": engine.kl.coef,
         "scorer": engine.reward.scorer.state_dict() if hasattr(engine.reward.scorer, "state_dict") else {},
-    }
+    } | ({} if engine.turns is None else {"responder": engine.turns.state_dict(bool(engine.episodes.playing.any()))})
 
 
 def load_engine_state(engine: Engine, state: Any, where: str = "state['engine']") -> None:
@@ -61,32 +62,42 @@ def load_engine_state(engine: Engine, state: Any, where: str = "state['engine']"
     if len(saved) != len(engine.episodes):
         raise ValueError(f"the state has {len(saved)} slots, this environment {len(engine.episodes)}")
     slots = [_read_slot(engine, slot, f"{where}['slots'][{row}]") for row, slot in enumerate(saved)]
-    if hasattr(engine.reward.scorer, "load_state_dict"):
-        _load_scorer(engine.reward.scorer, entry(state, "scorer", Mapping, where), where)
+    _load_kept(_keepers(engine), state, where)
     engine.kl.coef = coef
     for row, slot in enumerate(slots):
         _put_slot(engine.episodes, row, slot)
 
 
-def _load_scorer(scorer: Any, state: Any, where: str) -> None:
-    """Hand the scorer its statistics; what it had before, if it does not take them."""
-    before = scorer.state_dict() if hasattr(scorer, "state_dict") else None
-    try:
-        scorer.load_state_dict(state)
-    except Exception as error:
-        if before is not None:
-            scorer.load_state_dict(before)
-        raise ValueError(
-            f"{where}['scorer']={shown(state)} is refused by scorer {scorer_name(scorer)!r}: {error!r}"
-        ) from error
+def _keepers(engine: Engine) -> dict[str, Any]:
+    """Who keeps something between calls, and takes it up again: the scorer, the responder."""
+    keepers = {"scorer": engine.reward.scorer} if hasattr(engine.reward.scorer, "load_state_dict") else {}
+    return keepers if engine.turns is None else keepers | {"responder": engine.turns.responder}
+
+
+def _load_kept(keepers: Mapping[str, Any], state: Any, where: str) -> None:
+    """Hand everybody what they kept; if one does not take it, all of them what they had before."""
+    kept = {name: entry(state, name, (Mapping, type(None)), where) for name in keepers}
+    before = {name: keeper.state_dict() for name, keeper in keepers.items() if hasattr(keeper, "state_dict")}
+    for name, keeper in keepers.items():
+        try:
+            if kept[name] is not None:
+                keeper.load_state_dict(kept[name])
+        except Exception as error:
+            for other, had in before.items():
+                keepers[other].load_state_dict(had)
+            raise ValueError(
+                f"{where}[{name!r}]={shown(kept[name])} is refused by {name} {scorer_name(keeper)!r}: {error!r}"
+            ) from error
 
 
 def _made_with(engine: Engine) -> dict[str, Any]:
     """What two environments must share for one to go on with the other's state."""
     vocabulary = sorted(engine.language_model.tokenizer.get_vocab().items())
-    return {
-        "max_prompt_tokens": engine.config.max_prompt_tokens,
-        "max_new_tokens": engine.config.max_new_tokens,
+    config = engine.config
+    replies = {} if engine.turns is None else {"replies": [config.max_turns, config.max_reply_tokens]}
+    return replies | {
+        "max_prompt_tokens": config.max_prompt_tokens,
+        "max_new_tokens": config.max_new_tokens,
         "parts": list(engine.reward.part_names),
         "vocab_size": engine.language_model.vocab_size,
         "vocabulary": f"{zlib.crc32(repr(vocabulary).encode('utf-8', 'surrogatepass')):08x}",
@@ -101,6 +112,7 @@ def _slot_state(episodes: Episodes, slot: int) -> dict[str, Any]:
         "token_ids": episodes.input_ids[slot, :length].tolist(),
         "response_mask": episodes.response_mask[slot, :length].tolist(),
         "handovers": list(episodes.handovers[slot]),
+        "environment_texts": list(episodes.environment_texts[slot]),
         "playing": bool(episodes.playing[slot]),
         "finish_reason": episodes.finish_reasons[slot],
         "potentials": episodes.potentials[slot].tolist(),
@@ -122,14 +134,15 @@ def _read_slot(engine: Engine, saved: Any, where: str) -> SavedSlot:
     columns = entry(saved, "tokens", list, where)
     slot = SavedSlot(
         None if prompt is None else as_prompt(prompt, f"{where}['prompt']"),
-        _numbers(saved, "token_ids", where, int),
-        _numbers(saved, "response_mask", where, int),
-        _numbers(saved, "handovers", where, int),
+        _list(saved, "token_ids", where, int),
+        _list(saved, "response_mask", where, int),
+        _list(saved, "handovers", where, int),
+        _list(saved, "environment_texts", where, str),
         entry(saved, "playing", bool, where),
         FinishReason(reason) if reason in [known.value for known in FinishReason] else None,
-        _numbers(saved, "potentials", where, (int, float)),
+        _list(saved, "potentials", where, (int, float)),
         entry(saved, "environment_reward", (int, float), where),
-        [_numbers(columns, index, f"{where}['tokens']", (int, float)) for index in range(len(columns))],
+        [_list(columns, index, f"{where}['tokens']", (int, float)) for index in range(len(columns))],
     )
     fits = _fits(engine, slot)
     fits["finish_reason"] &= slot.finish_reason == reason
@@ -146,19 +159,22 @@ def _fits(engine: Engine, slot: SavedSlot) -> dict[str, bool]:
     config, episodes, tokens = engine.config, engine.episodes, len(slot.token_ids)
     begun, written = slot.prompt is not None, sum(slot.response_mask)
     ids = max(engine.language_model.vocab_size, engine.language_model.pad_token_id + 1)
-    ends = slot.handovers
+    ends, texts = slot.handovers, slot.environment_texts
+    dialogue = engine.turns is not None
     return {
         "prompt": begun == bool(slot.token_ids) and not (slot.playing and not begun),
         "token_ids": tokens <= episodes.input_ids.shape[1] and all(0 <= token < ids for token in slot.token_ids),
-        "handovers": len(ends) >= 2
+        "handovers": len(ends) == 2 * len(texts)
         and ends == sorted(ends)
         and begun <= ends[0] <= ends[-1] <= tokens
-        and ends[0] <= config.max_prompt_tokens,
+        and ends[0] <= config.max_prompt_tokens
+        and (dialogue or ends[0] == ends[-1]),
+        "environment_texts": 1 <= len(texts) <= (config.max_turns if dialogue else 1) and (dialogue or texts == [""]),
         "response_mask": slot.response_mask == mask_of(ends, tokens)
         and written <= config.max_new_tokens - slot.playing,
         "finish_reason": slot.finish_reason is None or (begun and not slot.playing),
         "potentials": len(slot.potentials) == len(engine.reward.part_names) and all(map(isfinite, slot.potentials)),
-        "environment_reward": slot.environment_reward == 0.0,
+        "environment_reward": isfinite(slot.environment_reward) and (dialogue or slot.environment_reward == 0.0),
         "tokens": [len(column) for column in slot.tokens] == [written] * len(episodes.token_columns)
         and all(map(isfinite, slot.tokens[0])),
     }
@@ -171,7 +187,8 @@ def _of_former_release(saved: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not 0 <= length <= len(token_ids):
         raise ValueError(f"{where}['response_length']={length} does not fit the {len(token_ids)} tokens of the state")
     mask = [0] * prompt + [1] * length
-    return {"response_mask": mask, "handovers": [prompt, prompt], "environment_reward": 0.0, **saved}
+    new = {"handovers": [prompt, prompt], "environment_texts": [""], "environment_reward": 0.0}
+    return {"response_mask": mask, **new, **saved}
 
 
 def _put_slot(episodes: Episodes, row: int, slot: SavedSlot) -> None:
@@ -180,6 +197,7 @@ def _put_slot(episodes: Episodes, row: int, slot: SavedSlot) -> None:
     written = np.flatnonzero(slot.response_mask)
     episodes.response_mask[row, written] = 1
     episodes.prompt_lengths[row], episodes.handovers[row] = slot.handovers[0], list(slot.handovers)
+    episodes.environment_texts[row] = list(slot.environment_texts)
     episodes.playing[row], episodes.finish_reasons[row] = slot.playing, slot.finish_reason
     episodes.potentials[row], episodes.environment_rewards[row] = slot.potentials, slot.environment_reward
     for column, values in zip(episodes.token_columns, slot.tokens, strict=True):
@@ -204,8 +222,8 @@ def entry(saved: Any, key: Any, kind: Any, where: str = "state") -> Any:
     return value
 
 
-def _numbers(saved: Any, key: Any, where: str, kind: Any) -> list[Any]:
-    """A list of numbers, and nothing else."""
+def _list(saved: Any, key: Any, where: str, kind: Any) -> list[Any]:
+    """A list of values of one kind, and nothing else."""
     values: list[Any] = entry(saved, key, list, where)
     for index in range(len(values)):
         entry(values, index, kind, f"{where}[{key!r}]")

@@ -104,7 +104,8 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
 
     def _start(self, slots: Slots, infos: dict[str, Any], choices: Sequence[Prompt | None] | None = None) -> None:
         generators, engine = self._generators(), self.engine
-        engine.start({s: (choices and choices[s]) or engine.draw_prompt(generators[s]) for s in slots.tolist()})
+        prompts = {slot: (choices and choices[slot]) or engine.draw_prompt(generators[slot]) for slot in slots.tolist()}
+        engine.start(prompts, generators)
         self._terminated[slots] = self._truncated[slots] = False
         for slot in slots.tolist():
             self._add_info(infos, self._reset_info(slot), slot)
@@ -187,11 +188,12 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
             infos["reward_parts"], infos["_reward_parts"] = parts, stays.copy()
             if result.ref_log_prob is not None:
                 infos["ref_logprob"], infos["_ref_logprob"] = np.where(stays, result.ref_log_prob, 0.0), stays
-        for slot, ending in result.endings.items():
-            if same_step:
+        for slot in sorted({*result.endings, *result.replies}):
+            if same_step and slot in result.endings:
                 final_obs = self.engine.episodes.observation(slot)
-                ending = {"final_obs": final_obs, "final_info": self._step_info(result, slot)}
-            self._add_info(infos, ending, slot)
+                self._add_info(infos, {"final_obs": final_obs, "final_info": self._step_info(result, slot)}, slot)
+            else:
+                self._add_info(infos, {**result.replies.get(slot, {}), **result.endings.get(slot, {})}, slot)
         return infos
 
     def abandon(self, slots: NDArray[np.int64]) -> None:
