@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from textgen_env.config import EnvConfig, check_choice, check_integer, check_kl_coef
 from textgen_env.engine import Engine
-from textgen_env.episode import Prompt, StepResult
+from textgen_env.episode import FinishReason, Prompt, StepResult
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.notices import shown, warn_user
 from textgen_env.render import Frame, render_ansi, render_rgb
@@ -180,9 +180,9 @@ class TextGenBase:
         rewards, ref_log_probs, kls = (
             _on_pieces(episodes.per_token(slot, c), by_agent) for c in episodes.token_columns
         )
-        parts = dict(zip(engine.reward.part_names, episodes.potentials[slot].tolist(), strict=True)) if reason else {}
-        if reason and engine.turns is not None:
-            parts["environment"] = float(episodes.environment_rewards[slot])
+        paid = [*episodes.potentials[slot].tolist(), float(episodes.environment_rewards[slot])]
+        scored = reason is not None and reason is not FinishReason.FAILED
+        parts = dict(zip(engine.part_names, paid, strict=False)) if scored else {}
         return Frame(
             prompt=prompt.text if prompt else "",
             pieces=pieces,
@@ -190,7 +190,7 @@ class TextGenBase:
             ref_log_probs=_if_known(ref_log_probs),
             kls=_if_known(kls),
             finish_reason=reason.value if reason else None,
-            score=sum(parts.values()) if reason else None,
+            score=sum(parts.values()) if scored else None,
             reward_parts=parts,
             by_agent=by_agent,
         )

@@ -120,6 +120,8 @@ class Engine:
             return self.prompts[int(choice)]
         prompt = as_prompt(choice, "options['prompt']")  # type: ignore[arg-type]
         check_columns(prompt, self.reward.taken, "options['prompt']")
+        if prompt.messages and self.turns:
+            self.turns.check_prompt(prompt)
         return prompt
 
     def draw_prompt(self, generator: np.random.Generator) -> Prompt:
@@ -287,6 +289,11 @@ class Engine:
         return info
 
     # --- actions and policies -----------------------------------------------------------------------------------------
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The parts of the score: those of the scorer, and what an environment that answers back pays."""
+        return self.reward.part_names + (() if self.turns is None else ("environment",))
 
     @property
     def restricted(self) -> bool:

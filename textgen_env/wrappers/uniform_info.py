@@ -13,7 +13,7 @@ class UniformInfo(PassesMasks, gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Give every `info`, of `reset` and of each step, the same keys and the same types.
 
     Texts that are not known yet are "", numbers NaN; `response_length` counts the tokens so far; `reward_parts` holds
-    each of the scorer's parts and "kl", 0 where nothing is paid. `scorer_info`, which is about all episodes, is left
+    each of the scorer's parts, what the responder pays and "kl", 0 where nothing is paid. `scorer_info`, which is about all episodes, is left
     out.
 
     Args:
@@ -44,5 +44,5 @@ class UniformInfo(PassesMasks, gym.Wrapper, gym.utils.RecordConstructorArgs):
             **texts,
             **numbers,
             "response_length": int(self._engine.episodes.response_lengths[0]),
-            "reward_parts": {name: paid.get(name, 0.0) for name in (*self._engine.reward.part_names, "kl")},
+            "reward_parts": {name: paid.get(name, 0.0) for name in (*self._engine.part_names, "kl")},
         }
