@@ -46,7 +46,7 @@ def engine_state(engine: Engine) -> dict[str, Any]:
         "slots": [_slot_state(engine.episodes, slot) for slot in range(len(engine.episodes))],
         "kl_coef": engine.kl.coef,
         "scorer": engine.reward.scorer.state_dict() if hasattr(engine.reward.scorer, "state_dict") else {},
-    } | ({} if engine.turns is None else {"responder": engine.turns.state_dict(bool(engine.episodes.playing.any()))})
+    } | _turns_state(engine)
 
 
 def load_engine_state(engine: Engine, state: Any, where: str = "state['engine']") -> None:
@@ -62,10 +62,29 @@ def load_engine_state(engine: Engine, state: Any, where: str = "state['engine']"
     if len(saved) != len(engine.episodes):
         raise ValueError(f"the state has {len(saved)} slots, this environment {len(engine.episodes)}")
     slots = [_read_slot(engine, slot, f"{where}['slots'][{row}]") for row, slot in enumerate(saved)]
+    failed = {} if engine.turns is None else _failed_openings(engine, state, where)
     _load_kept(_keepers(engine), state, where)
+    if engine.turns is not None:
+        engine.turns.failed_openings = failed
     engine.kl.coef = coef
     for row, slot in enumerate(slots):
         _put_slot(engine.episodes, row, slot)
+
+
+def _turns_state(engine: Engine) -> dict[str, Any]:
+    """What there is to keep of an environment that answers back."""
+    if engine.turns is None:
+        return {}
+    playing = bool(engine.episodes.playing.any())
+    return {"responder": engine.turns.state_dict(playing), "failed_openings": engine.turns.failed_openings}
+
+
+def _failed_openings(engine: Engine, state: Any, where: str) -> dict[str, str]:
+    failed: dict[str, str] = entry(state, "failed_openings", Mapping, where)
+    known = {str(slot) for slot in range(len(engine.episodes))}
+    if not set(failed) <= known or not all(isinstance(error, str) for error in failed.values()):
+        raise ValueError(f"{where}['failed_openings']={shown(failed)} must map slots of this environment to errors")
+    return failed
 
 
 def _keepers(engine: Engine) -> dict[str, Any]:

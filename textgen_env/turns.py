@@ -166,9 +166,9 @@ class Turns:
         if slot in self._waiting:  # it has answered already
             return True
         turn = episodes.present_turn(slot)
-        if self.stop_strings and self.stop_strings.reached(*turn):
-            return False
-        return reason is FinishReason.EOS or (bool(self.strings) and self.strings.reached(*turn))
+        if reason is FinishReason.EOS:  # which a stop string may name
+            return not (self.stop_strings and self.stop_strings.reached(*turn))
+        return reason is not FinishReason.STOP and bool(self.strings) and self.strings.reached(*turn)
 
     def _last(self, episodes: Episodes, slot: int) -> bool:
         """Whether the agent's present turn is its last, whose end is that of the episode."""
@@ -181,7 +181,7 @@ class Turns:
         for slot, reply in zip(asked, self._ask(episodes, asked), strict=True):
             try:
                 answer = self._answer(episodes, slot, reply)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 wrong.append(error)
             else:
                 self._waiting[slot] = int(actions[slot]), answer
@@ -218,7 +218,11 @@ class Turns:
             return self._failed(slot, reply)
         prompt = episodes.prompts[slot]
         assert prompt is not None  # the slot is playing
-        return self._as_answer(checked(reply, slot), prompt, episodes.present_turn(slot)[1])
+        reply = checked(reply, slot)
+        try:
+            return self._as_answer(reply, prompt, episodes.present_turn(slot)[1])
+        except ValueError as error:  # a token that the model has no row for
+            return self._failed(slot, error)
 
     def _failed(self, slot: int, error: Exception) -> Answer:
         told = f"{type(error).__name__}: {error}"
@@ -271,6 +275,17 @@ class Turns:
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 
+    @property
+    def failed_openings(self) -> dict[str, str]:
+        """By slot, as JSON has it: the errors of environments that failed to begin, until the slot is stepped."""
+        failed = {slot: answer for slot, (action, answer) in self._waiting.items() if action is None}
+        return {str(slot): answer.info["error"] for slot, answer in failed.items() if answer is not None}
+
+    @failed_openings.setter
+    def failed_openings(self, errors: Mapping[str, str]) -> None:
+        failed = {slot: Answer(finish_reason=FinishReason.FAILED, info={"error": errors[slot]}) for slot in errors}
+        self._waiting = {int(slot): (None, answer) for slot, answer in failed.items()}
+
     def state_dict(self, playing: bool) -> Any:
         """What the responder keeps, as JSON values; None if it does not say and no episode is playing.
 
@@ -278,10 +293,10 @@ class Turns:
             TypeError: it does not say while an episode is playing.
             RuntimeError: an answer has not been taken up by a step.
         """
-        if self._waiting:
+        if answered := sorted(slot for slot, (action, _) in self._waiting.items() if action is not None):
             raise RuntimeError(
-                f"slots {sorted(self._waiting)} have an answer of the environment that no step has taken up yet: take "
-                "the step again, or reset them, before saving"
+                f"slots {answered} have an answer of the environment that no step has taken up yet: take the step "
+                "again, or reset them, before saving"
             )
         if hasattr(self.responder, "state_dict"):
             return self.responder.state_dict()

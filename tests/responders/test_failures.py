@@ -79,7 +79,7 @@ def test_a_dense_scorer_is_not_asked_about_a_failure(make: Any) -> None:
 
 
 def test_an_environment_that_fails_to_begin(make: Any) -> None:
-    class Broken(Scripted):
+    class Broken(Saving):
         def reset(self, slots: Any, prompts: Any, seeds: Any) -> list[str]:
             raise ConnectionError("refused")
 
@@ -87,8 +87,11 @@ def test_an_environment_that_fails_to_begin(make: Any) -> None:
     with pytest.warns(UserWarning, match="failed in slot 0: ConnectionError: refused"):
         _, info = env.reset(seed=0)
     assert info == {"prompt": "p", "opening": ""}
-    _, reward, terminated, truncated, info = play(env, "a")[-1]
-    assert (reward, terminated, truncated) == (0.0, False, True)
+    other = make(Broken(), stop_strings=["a"])
+    other.load_state_dict(json.loads(json.dumps(env.state_dict())))
+    for resumed in (other, env):
+        _, reward, terminated, truncated, info = play(resumed, "a")[-1]
+        assert (reward, terminated, truncated) == (0.0, False, True)
     assert (info["finish_reason"], info["error"]) == ("failed", "ConnectionError: refused")
     assert "score" not in info
     env.unwrapped.engine.turns.responder = as_responder("echo")
@@ -106,6 +109,7 @@ def test_an_environment_that_fails_to_begin(make: Any) -> None:
         ([Reply(5)], TypeError, "text=5 is of the wrong type, int"),
         ([Reply("a", reward=float("nan"))], ValueError, "reward=nan must be a finite number"),
         ([Reply("a", reward="1")], TypeError, "reward='1' is of the wrong type, str"),
+        ([Reply("a", reward=10**400)], OverflowError, "too large"),
         ([Reply("a", terminated=1)], TypeError, "terminated=1 is of the wrong type, int"),
         ([Reply("a", terminated=True, truncated=True)], ValueError, "both True"),
         ([Reply("a", info=[1])], TypeError, "info=.* is of the wrong type, list"),

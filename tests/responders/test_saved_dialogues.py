@@ -83,3 +83,14 @@ def test_states_of_other_limits_are_refused(make: Any) -> None:
     for other in (make("echo", max_turns=4), make(None)):
         with pytest.raises(ValueError, match="made_with"):
             other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("failed", [{"1": "late"}, {"0": 5}, ["0"], None])
+def test_failed_openings_are_those_of_slots(make: Any, failed: Any) -> None:
+    env = make(Saving("r"))
+    env.reset(seed=0)
+    state = env.state_dict()
+    state["engine"]["failed_openings"] = failed
+    with pytest.raises((TypeError, ValueError), match="failed_openings"):
+        env.load_state_dict(state)
+    assert not play(env, "a$")[-1][3]

@@ -1,4 +1,4 @@
-"""What any environment, vector environment, scorer or responder of this kind must do: suites to subclass, in anybody's tests.
+"""What any environment, scorer or responder of this kind must do: suites to subclass, in anybody's tests.
 
     from textgen_env.testing import EnvContract
 

@@ -13,8 +13,8 @@ class UniformInfo(PassesMasks, gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Give every `info`, of `reset` and of each step, the same keys and the same types.
 
     Texts that are not known yet are "", numbers NaN; `response_length` counts the tokens so far; `reward_parts` holds
-    each of the scorer's parts, what the responder pays and "kl", 0 where nothing is paid. `scorer_info`, which is about all episodes, is left
-    out.
+    each part of the score and "kl", 0 where nothing is paid. `scorer_info`, which is about all episodes, and what a
+    responder adds (`reply`, `transcript`, …) are left out.
 
     Args:
         env: the single environment, with any wrappers.
