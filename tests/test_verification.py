@@ -153,6 +153,18 @@ def test_what_cannot_be_served_is_refused_by_name(kind: Any, dtype: torch.dtype)
             response_log_probs(model, *batch())
 
 
+@pytest.mark.parametrize(("part", "refused"), [(1e-4, False), (1e-2, True)])
+def test_rounding_that_one_large_logit_amplifies_is_no_looking_ahead(part: float, refused: bool) -> None:
+    """A large logit that is a sum which cancels out differs with the length of the text, as kernels round by shapes."""
+    model = build("mistral-window")
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output * (1 + part * output.shape[1]))
+    if refused:
+        with pytest.raises(ValueError, match="looks ahead"):
+            path_of(model)
+    else:
+        path_of(model), way_of(model)
+
+
 def test_a_mask_that_only_training_makes_matter_is_seen() -> None:
     """Doge adds a bias of its own to the mask, which is the same for all keys until its weights have moved."""
     model = random_of("DogeForCausalLM", "DogeConfig", **SMALL, keep_window_size=16)

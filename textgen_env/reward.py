@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgen_env.episode import Completion, Prompt
-from textgen_env.notices import shown
-from textgen_env.scorers import ScorerError, get_scorer, scorer_name
+from textgen_env.scorers import ScorerError, as_scorer, get_scorer, scorer_name
 from textgen_env.scorers.base import score_parts
 from textgen_env.scorers.columns import taken_names
 
@@ -29,6 +28,8 @@ class Reward:
         turns: whether an environment answers back, which scorers are shown as `turns`.
 
     Attributes:
+        scorer: as it was given, or made of what was given.
+        bound: the same with everything that scorers may have.
         part_names: of what the score is the sum.
         taken: the names of columns that the scorer cannot be handed.
 
@@ -38,11 +39,10 @@ class Reward:
 
     def __init__(self, scorer: Any, prompts: Sequence[Prompt], *, turns: bool = False) -> None:
         self.scorer = get_scorer(scorer)
-        if hasattr(self.scorer, "load_models"):
-            self.scorer.load_models()
-        if hasattr(self.scorer, "fit_references"):
-            self.scorer.fit_references([prompt.references for prompt in prompts])
-        self.part_names = tuple(getattr(self.scorer, "part_names", None) or ("score",))
+        self.bound = as_scorer(self.scorer, part_name="score")
+        self.bound.load_models()
+        self.bound.fit_references([prompt.references for prompt in prompts])
+        self.part_names = self.bound.part_names
         if "kl" in self.part_names:
             raise ValueError(f"scorer {scorer!r} has a part named 'kl', which is the KL penalty's name")
         if turns and "environment" in self.part_names:
@@ -52,7 +52,7 @@ class Reward:
     @property
     def dense(self) -> bool:
         """Whether the scorer is asked after every token."""
-        return bool(getattr(self.scorer, "dense", False))
+        return self.bound.dense
 
     def parts(
         self, potentials: NDArray[np.float64], completions: Mapping[int, Completion]
@@ -111,15 +111,7 @@ class Reward:
         Raises:
             ScorerError: they are no numbers.
         """
-        if not hasattr(self.scorer, "info"):
-            return None
-        counters = self.scorer.info()
-        try:
-            return {str(key): float(value) for key, value in counters.items()}
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ScorerError(
-                f"scorer {scorer_name(self.scorer)!r}: info() must map names to numbers, got {shown(counters)}"
-            ) from error
+        return self.bound.info() or None
 
     def _ask(self, completions: Sequence[Completion]) -> dict[str, list[float]]:
         """All completions in one call, with every column that any of their prompts has as a keyword argument."""
@@ -132,11 +124,11 @@ class Reward:
             extra["turns"] = [[dict(turn) for turn in completion.turns or ()] for completion in completions]
         extra["finish_reasons"] = [c.finish_reason.value if c.finish_reason else None for c in completions]
         scored = score_parts(
-            self.scorer,
+            self.bound,
             [completion.text for completion in completions],
             prompts=[completion.prompt.text for completion in completions],
             references=[list(completion.prompt.references) for completion in completions],
-            default_name="score",
+            default_name=None,
             **extra,
         )
         if tuple(scored) != self.part_names:

@@ -45,7 +45,7 @@ def engine_state(engine: Engine) -> dict[str, Any]:
         "made_with": _made_with(engine),
         "slots": [_slot_state(engine.episodes, slot) for slot in range(len(engine.episodes))],
         "kl_coef": engine.kl.coef,
-        "scorer": engine.reward.scorer.state_dict() if hasattr(engine.reward.scorer, "state_dict") else {},
+        "scorer": engine.reward.bound.state_dict(),
     } | _turns_state(engine)
 
 
@@ -63,7 +63,7 @@ def load_engine_state(engine: Engine, state: Any, where: str = "state['engine']"
         raise ValueError(f"the state has {len(saved)} slots, this environment {len(engine.episodes)}")
     slots = [_read_slot(engine, slot, f"{where}['slots'][{row}]") for row, slot in enumerate(saved)]
     failed = {} if engine.turns is None else _failed_openings(engine, state, where)
-    _load_kept(_keepers(engine), state, where)
+    _load_kept(engine, state, where)
     if engine.turns is not None:
         engine.turns.failed_openings = failed
     engine.kl.coef = coef
@@ -87,23 +87,20 @@ def _failed_openings(engine: Engine, state: Any, where: str) -> dict[str, str]:
     return failed
 
 
-def _keepers(engine: Engine) -> dict[str, Any]:
-    """Who keeps something between calls, and takes it up again: the scorer, the responder."""
-    keepers = {"scorer": engine.reward.scorer} if hasattr(engine.reward.scorer, "load_state_dict") else {}
-    return keepers if engine.turns is None else keepers | {"responder": engine.turns.responder}
-
-
-def _load_kept(keepers: Mapping[str, Any], state: Any, where: str) -> None:
-    """Hand everybody what they kept; if one does not take it, all of them what they had before."""
-    kept = {name: entry(state, name, (Mapping, type(None)), where) for name in keepers}
+def _load_kept(engine: Engine, state: Any, where: str) -> None:
+    """Hand scorer and responder what they kept; if one does not take it, both what they had before."""
+    keepers: dict[str, Any] = {"scorer": engine.reward.bound}
+    if engine.turns is not None and entry(state, "responder", (Mapping, type(None)), where) is not None:
+        keepers["responder"] = engine.turns.responder
+    kept = {name: entry(state, name, Mapping, where) for name in keepers}
     before = {name: keeper.state_dict() for name, keeper in keepers.items() if hasattr(keeper, "state_dict")}
     for name, keeper in keepers.items():
         try:
-            if kept[name] is not None:
-                keeper.load_state_dict(kept[name])
+            keeper.load_state_dict(kept[name])
         except Exception as error:
             for other, had in before.items():
-                keepers[other].load_state_dict(had)
+                if had:
+                    keepers[other].load_state_dict(had)
             raise ValueError(
                 f"{where}[{name!r}]={shown(kept[name])} is refused by {name} {scorer_name(keeper)!r}: {error!r}"
             ) from error

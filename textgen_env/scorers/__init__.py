@@ -5,13 +5,15 @@ Importing the package is light: the library behind a scorer is imported when tha
 
 from __future__ import annotations
 
-from .base import Scorer, ScorerError, add_parts, call_scorer, score_parts, scorer_name
-from .registry import corpus_score, get_scorer, register_scorer, scorer_names
+from .base import BoundScorer, Scorer, ScorerError, add_parts, call_scorer, score_parts, scorer_name
+from .registry import as_scorer, corpus_score, get_scorer, register_scorer, scorer_names
 
 __all__ = [
+    "BoundScorer",
     "Scorer",
     "ScorerError",
     "add_parts",
+    "as_scorer",
     "call_scorer",
     "corpus_score",
     "get_scorer",

@@ -8,14 +8,15 @@ what comes back.
 `None` for a text says that the scorer does not apply to it. It adds nothing where other parts of a sum apply, and is
 shown as 0 there; where nothing applies it is an error, as NaN always is.
 
-Optional attributes of a scorer that callers honour:
+Optional attributes of a scorer; `BoundScorer`, which has all of them, is the one place that asks whether they exist:
 
 * `name: str` — used in errors and as the name of its reward part;
 * `parts(completions, **same) -> Mapping[str, Sequence[float | None]]` with `part_names` — parts whose sum is the score;
-* `dense: bool` — it wants to be asked after every token and returns potentials (see `combine.Dense`);
+* `dense: bool` — it wants to be asked after every token and returns potentials (see `dense.Dense`);
 * `info() -> Mapping[str, float]` — counters, such as failed calls;
 * `load_models()` — called once when an environment is made, so that a bad model does not show at an episode's end;
-* `fit_references(references)` — called once with all references of a task, before the first score.
+* `fit_references(references)` — called once with all references of a task, before the first score;
+* `state_dict()`, `load_state_dict(state)` — what it learns while scoring, as JSON values, for checkpoints.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
-from .answers import ScorerError, Scores, applied, checked, scorer_name, where
+from textgen_env.notices import shown
+
+from .answers import ScorerError, Scores, add_applying, applied, checked, scorer_name, where
 from .answers import add_parts as add_parts
 from .coroutines import wait_for
 
@@ -131,21 +134,109 @@ def raw_parts(
     **extra: Any,
 ) -> dict[str, Scores]:
     """Like `score_parts`, with `None` where a part does not apply: for scorers around others."""
-    references = [[] for _ in completions] if references is None else references
-    if not hasattr(scorer, "parts"):
-        scores = raw_scores(scorer, completions, prompts=prompts, references=references, **extra)
-        return {default_name or scorer_name(scorer): scores}
     columns = {"prompts": prompts, "references": references, **extra}
-    _check_inputs(scorer, completions, columns)
-    parts = _call(scorer, scorer.parts, completions, columns)
-    if not isinstance(parts, Mapping):
-        raise ScorerError(f"scorer {scorer_name(scorer)!r}: parts() must return a mapping, got {type(parts).__name__}")
-    return {part: checked(scorer, values, completions, prompts, part) for part, values in parts.items()}
+    return bound(scorer, default_name).parts(completions, **columns)
 
 
 def part_names(scorer: Callable[..., Any]) -> tuple[str, ...]:
     """The names of the parts that `score_parts` gives for a scorer."""
-    return tuple(getattr(scorer, "part_names", None) or (scorer_name(scorer),))
+    return bound(scorer).part_names
+
+
+def bound(scorer: Callable[..., Any], part_name: str | None = None) -> BoundScorer:
+    """A scorer with everything that scorers may have; see `BoundScorer`, which is returned as it is."""
+    return scorer if isinstance(scorer, BoundScorer) else BoundScorer(scorer, part_name)
+
+
+class BoundScorer:
+    """A scorer with everything that scorers may have: what the one inside lacks does nothing, or is empty.
+
+    Args:
+        scorer: any callable in one of the forms that the module's docstring names.
+        part_name: the part's name where the scorer has no parts; None: the scorer's name.
+
+    Attributes:
+        scorer: the one inside.
+    """
+
+    def __init__(self, scorer: Callable[..., Any], part_name: str | None = None) -> None:
+        self.scorer: Any = scorer
+        self._part_name = part_name
+
+    @property
+    def name(self) -> str:
+        """Of the scorer, for errors and reward parts."""
+        return scorer_name(self.scorer)
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Of the parts whose sum is the score; at least one."""
+        return tuple(getattr(self.scorer, "part_names", None) or (self._part_name or self.name,))
+
+    @property
+    def dense(self) -> bool:
+        """Whether the scorer is to be asked at every step."""
+        return bool(getattr(self.scorer, "dense", False))
+
+    def parts(
+        self,
+        completions: Sequence[str],
+        *,
+        prompts: Sequence[str],
+        references: Sequence[Sequence[str]] | None = None,
+        **extra: Any,
+    ) -> dict[str, Scores]:
+        """One list of n numbers per part, checked; `None` where a part does not apply.
+
+        Raises:
+            ScorerError: as `call_scorer` says.
+        """
+        references = [[] for _ in completions] if references is None else references
+        columns = {"prompts": prompts, "references": references, **extra}
+        if not hasattr(self.scorer, "parts"):
+            return {self._part_name or self.name: raw_scores(self.scorer, completions, **columns)}
+        _check_inputs(self.scorer, completions, columns)
+        parts = _call(self.scorer, self.scorer.parts, completions, columns)
+        if not isinstance(parts, Mapping):
+            raise ScorerError(f"scorer {self.name!r}: parts() must return a mapping, got {type(parts).__name__}")
+        return {part: checked(self.scorer, values, completions, prompts, part) for part, values in parts.items()}
+
+    def __call__(self, completions: Sequence[str], **columns: Any) -> Scores:
+        """The sum of the parts."""
+        return add_applying(self.parts(completions, **columns), len(completions))
+
+    def info(self) -> dict[str, float]:
+        """What the scorer counts; empty for most.
+
+        Raises:
+            ScorerError: its counters are no numbers.
+        """
+        counters = self.scorer.info() if hasattr(self.scorer, "info") else {}
+        try:
+            return {str(key): float(value) for key, value in counters.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ScorerError(
+                f"scorer {self.name!r}: info() must map names to numbers, got {shown(counters)}"
+            ) from error
+
+    def load_models(self) -> None:
+        """Load the scorer's models, if it has any."""
+        if hasattr(self.scorer, "load_models"):
+            self.scorer.load_models()
+
+    def fit_references(self, references: Sequence[Sequence[str]]) -> None:
+        """Fit the scorer, if it fits itself to a task's references."""
+        if hasattr(self.scorer, "fit_references"):
+            self.scorer.fit_references(references)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the scorer has learned while scoring; empty for most."""
+        return dict(self.scorer.state_dict()) if hasattr(self.scorer, "state_dict") else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        if hasattr(self.scorer, "load_state_dict"):
+            self.scorer.load_state_dict(state)
 
 
 def select_rows(columns: Mapping[str, Any], rows: Sequence[int], n: int) -> dict[str, Any]:

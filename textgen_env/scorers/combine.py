@@ -8,15 +8,15 @@ a text ended are in `penalties.py`, dense rewards in `dense.py`, caching and pat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from textgen_env.notices import shown
 
 from .answers import Scores, add_applying, add_parts, applying, scorer_name, times
-from .base import part_names, raw_parts, score_parts, select_rows
-from .registry import get_scorer
+from .base import BoundScorer, score_parts, select_rows
+from .registry import as_scorer, get_scorer
 from .shared_state import Lock
 from .wrapper import Parts, Spec, Wrapper
 
@@ -56,12 +56,12 @@ class Sum:
     @property
     def part_names(self) -> tuple[str, ...]:
         """All members' parts."""
-        return tuple(self._part(key, part, scorer) for key, _, scorer in self.members for part in part_names(scorer))
+        return tuple(self._part(key, part, scorer) for key, _, scorer in self.members for part in scorer.part_names)
 
     @property
     def dense(self) -> bool:
         """Whether any member is."""
-        return any(getattr(scorer, "dense", False) for _, _, scorer in self.members)
+        return any(scorer.dense for _, _, scorer in self.members)
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """One list of n floats a part, weights included."""
@@ -76,50 +76,47 @@ class Sum:
 
     def info(self) -> dict[str, float]:
         """All members' counters, as "key.counter"."""
-        infos = [(key, scorer.info()) for key, _, scorer in self.members if hasattr(scorer, "info")]
+        infos = [(key, scorer.info()) for key, _, scorer in self.members]
         return {f"{key}.{counter}": value for key, info in infos for counter, value in info.items()}
 
     def load_models(self) -> None:
         """Load the members' models."""
         for _, _, scorer in self.members:
-            if hasattr(scorer, "load_models"):
-                scorer.load_models()
+            scorer.load_models()
 
     def fit_references(self, references: Sequence[Sequence[str]]) -> None:
         """Fits the members that fit themselves to a task's references."""
         for _, _, scorer in self.members:
-            if hasattr(scorer, "fit_references"):
-                scorer.fit_references(references)
+            scorer.fit_references(references)
 
     def state_dict(self) -> dict[str, Any]:
         """What members have learned while scoring, by key."""
-        return {key: scorer.state_dict() for key, _, scorer in self.members if hasattr(scorer, "state_dict")}
+        return {key: scorer.state_dict() for key, _, scorer in self.members}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        learners = [(key, scorer) for key, _, scorer in self.members if hasattr(scorer, "load_state_dict")]
-        _check_keys("sum", state, [key for key, _ in learners])
-        for key, scorer in learners:
-            scorer.load_state_dict(state[key])
+        _check_keys("sum", state, [])
+        for key, _, scorer in self.members:
+            scorer.load_state_dict(state.get(key, {}))  # a state of earlier releases has only members that learn
 
-    def _ask(self, scorer: Callable[..., Any], completions: Sequence[str], columns: Mapping[str, Any]) -> Parts:
+    def _ask(self, scorer: BoundScorer, completions: Sequence[str], columns: Mapping[str, Any]) -> Parts:
         """A member's parts; of a terminal member in a dense sum, for finished texts alone."""
         n = len(completions)
         reasons = columns.get("finish_reasons")
-        if not self.dense or getattr(scorer, "dense", False) or reasons is None:
-            return raw_parts(scorer, completions, **columns)
+        if not self.dense or scorer.dense or reasons is None:
+            return scorer.parts(completions, **columns)
         rows = [row for row in range(n) if reasons[row] is not None]
-        result: Parts = {part: [0.0] * n for part in part_names(scorer)}
+        result: Parts = {part: [0.0] * n for part in scorer.part_names}
         if rows:
-            chosen = raw_parts(scorer, [completions[row] for row in rows], **select_rows(columns, rows, n))
+            chosen = scorer.parts([completions[row] for row in rows], **select_rows(columns, rows, n))
             for part, values in chosen.items():
                 for row, value in zip(rows, values, strict=True):
                     result[part][row] = value
         return result
 
     @staticmethod
-    def _part(key: str, part: str, scorer: Callable[..., Any]) -> str:
-        return key if len(part_names(scorer)) == 1 else f"{key}.{part}"
+    def _part(key: str, part: str, scorer: BoundScorer) -> str:
+        return key if len(scorer.part_names) == 1 else f"{key}.{part}"
 
 
 class Affine(Wrapper):
@@ -165,11 +162,11 @@ class Affine(Wrapper):
     @property
     def part_names(self) -> tuple[str, ...]:
         """The inner parts, and "bias"."""
-        return (*part_names(self.scorer), *(["bias"] if self.bias else []))
+        return (*super().part_names, *(["bias"] if self.bias else []))
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """Scaled parts."""
-        inner = raw_parts(self.scorer, completions, **columns)
+        inner = super().parts(completions, **columns)
         scaled = {part: times(self.gain, values) for part, values in inner.items()}
         if not self.bias:
             return scaled
@@ -198,12 +195,12 @@ class Clip(Wrapper):
     @property
     def part_names(self) -> tuple[str, ...]:
         """The inner parts, and "clip" where there are several."""
-        names = part_names(self.scorer)
+        names = super().part_names
         return names if len(names) == 1 else (*names, "clip")
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """Parts whose sum keeps to the bounds (to rounding, where there are several)."""
-        inner = raw_parts(self.scorer, completions, **columns)
+        inner = super().parts(completions, **columns)
         totals = add_applying(inner, len(completions))
         if len(inner) == 1:
             return {part: [None if total is None else self._held(total) for total in totals] for part in inner}
@@ -237,11 +234,11 @@ class Normalize(Wrapper):
     @property
     def part_names(self) -> tuple[str, ...]:
         """The inner parts, and "mean"."""
-        return (*part_names(self.scorer), *(["mean"] if self.center else []))
+        return (*super().part_names, *(["mean"] if self.center else []))
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """Normalised parts; takes the finished texts' scores into the statistics."""
-        inner = raw_parts(self.scorer, completions, **columns)
+        inner = super().parts(completions, **columns)
         totals = add_applying(inner, len(completions))
         reasons = columns.get("finish_reasons") or ["eos"] * len(totals)
         with self._lock:
@@ -292,11 +289,11 @@ def _check_keys(scorer: str, state: Any, keys: Sequence[str]) -> None:
         )
 
 
-def _member(key: str | int, item: Any) -> tuple[float, Callable[..., Any]]:
+def _member(key: str | int, item: Any) -> tuple[float, BoundScorer]:
     """Weight and scorer of a member; what is wrong with it says which one it is."""
     weight, spec = _weight_and_spec(item)
     try:
-        return weight, get_scorer(spec)
+        return weight, as_scorer(spec)
     except (TypeError, ValueError) as error:
         raise type(error)(f"sum, member {key!r}: {error}") from error
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from .answers import Scores, applying
-from .base import part_names, raw_parts
 from .wrapper import Parts, Spec, Wrapper
 
 
@@ -36,14 +35,14 @@ class EosPenalty(Wrapper):
     @property
     def part_names(self) -> tuple[str, ...]:
         """The inner parts, and "eos_penalty"."""
-        return (*part_names(self.scorer), "eos_penalty")
+        return (*super().part_names, "eos_penalty")
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """The inner parts and the penalty."""
         if columns.get("finish_reasons") is None:
             raise ValueError("eos_penalty: needs finish_reasons, which were not given")
         penalties = [0.0 if reason in self.accept else -self.penalty for reason in columns["finish_reasons"]]
-        return _with_penalties(raw_parts(self.scorer, completions, **columns), "eos_penalty", penalties)
+        return _with_penalties(super().parts(completions, **columns), "eos_penalty", penalties)
 
 
 class OverlongPenalty(Wrapper):
@@ -74,7 +73,7 @@ class OverlongPenalty(Wrapper):
     @property
     def part_names(self) -> tuple[str, ...]:
         """The inner parts, and "overlong_penalty"."""
-        return (*part_names(self.scorer), "overlong_penalty")
+        return (*super().part_names, "overlong_penalty")
 
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """The inner parts and the penalty."""
@@ -85,7 +84,7 @@ class OverlongPenalty(Wrapper):
         penalties = [
             0.0 if reason is None else self._penalty(length) for length, reason in zip(lengths, reasons, strict=True)
         ]
-        return _with_penalties(raw_parts(self.scorer, completions, **columns), "overlong_penalty", penalties)
+        return _with_penalties(super().parts(completions, **columns), "overlong_penalty", penalties)
 
     def _penalty(self, length: int) -> float:
         beyond = length - (self.maximum - self.margin)

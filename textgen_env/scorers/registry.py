@@ -17,6 +17,7 @@ from textgen_env.notices import shown
 
 from .answers import scorer_name
 from .arguments import check_arguments, close_to
+from .base import BoundScorer, bound
 
 _LOCATIONS = {
     # lexical: completions against references
@@ -143,6 +144,19 @@ def get_scorer(spec: str | Mapping[str, Any] | Callable[..., Any], **kwargs: Any
     if kwargs:
         raise TypeError(f"scorer: arguments {sorted(kwargs)} go with a name, not with the callable {scorer_name(spec)}")
     return spec
+
+
+def as_scorer(spec: str | Mapping[str, Any] | Callable[..., Any], part_name: str | None = None) -> BoundScorer:
+    """The scorer of a description with everything that scorers may have, so that nobody need ask what it has.
+
+    Args:
+        spec: see `get_scorer`.
+        part_name: the part's name where the scorer has no parts; None: the scorer's name.
+
+    Raises:
+        ValueError, TypeError, ImportError: see `get_scorer`.
+    """
+    return bound(get_scorer(spec), part_name)
 
 
 def _parsed(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

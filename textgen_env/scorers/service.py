@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .answers import ScorerError, Scores, scorer_name
-from .base import raw_parts, raw_scores, select_rows
+from .base import raw_scores, select_rows
 from .coroutines import give_up
 from .formats import check_failure
 from .shared_state import Lock, LRUCache
@@ -44,7 +44,7 @@ class Cached(Wrapper):
         self.hits = self.misses = 0
         self._lock = Lock()
 
-    def parts(self, completions: Sequence[str], **columns: Any) -> Mapping[str, Scores]:
+    def parts(self, completions: Sequence[str], **columns: Any) -> dict[str, Scores]:
         """Parts from memory, and from the scorer for new texts, in one batch."""
         n = len(completions)
         keys = [self._key(completions, columns, row) for row in range(n)]
@@ -54,7 +54,7 @@ class Cached(Wrapper):
         with self._lock:
             self.hits, self.misses = self.hits + n - len(rows), self.misses + len(rows)
         if rows:
-            parts = raw_parts(self.scorer, [completions[row] for row in rows], **select_rows(columns, rows, n))
+            parts = super().parts([completions[row] for row in rows], **select_rows(columns, rows, n))
             for row, values in zip(rows, zip(*parts.values(), strict=True), strict=True):
                 known[keys[row]] = values
                 self._scores.put(keys[row], values)
@@ -132,7 +132,7 @@ class Patient(Wrapper):
         """One part, named like the scorer."""
         return (scorer_name(self.scorer),)
 
-    def parts(self, completions: Sequence[str], **columns: Any) -> Mapping[str, Scores]:
+    def parts(self, completions: Sequence[str], **columns: Any) -> dict[str, Scores]:
         """The scores of all requests, in order."""
         n = len(completions)
         requests = [range(start, min(start + self.batch_size, n)) for start in range(0, n, self.batch_size)]

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .answers import ScorerError, Scores, scorer_name
-from .base import raw_scores
+from .base import bound, raw_scores
 from .shared_state import Lock
 
 _GRACE = 5.0  # seconds after which a process that was not ended from outside ends by itself
@@ -170,8 +170,7 @@ def _received(message: bytes) -> Any:
         scorer = pickle.loads(message)
     except Exception as error:
         raise ScorerError(f"a scorer for a process of its own must be defined in a module: {error}") from error
-    if hasattr(scorer, "load_models"):
-        scorer.load_models()
+    bound(scorer).load_models()
     return scorer
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from textgen_env.scorers.base import call_scorer, part_names, score_parts
+from textgen_env.scorers import as_scorer, call_scorer, score_parts
+from textgen_env.scorers.base import part_names
 
 SINGLE_REFERENCES = ("b", "good", "Bad soup!", "日本", "x y")
 
@@ -48,8 +49,7 @@ class ScorerContract:
     def prepared(self) -> Any:
         """A fresh scorer that has seen the references of its task, as an environment lets it."""
         scorer = self.make_scorer()
-        if hasattr(scorer, "fit_references"):
-            scorer.fit_references(self.columns()["references"])
+        as_scorer(scorer).fit_references(self.columns()["references"])
         return scorer
 
     def test_one_finite_number_a_text(self) -> None:
@@ -88,5 +88,5 @@ class ScorerContract:
     def test_counters_are_numbers_that_json_takes(self) -> None:
         scorer = self.prepared()
         self.score(scorer=scorer)
-        counters = scorer.info() if hasattr(scorer, "info") else {}
+        counters = as_scorer(scorer).info()
         assert json.loads(json.dumps(counters, allow_nan=False)) == counters
