@@ -165,10 +165,11 @@ class Turns:
         """Whether the agent's turn ends with the token just appended, so that the environment comes next."""
         if slot in self._waiting:  # it has answered already
             return True
-        turn = episodes.present_turn(slot)
         if reason is FinishReason.EOS:  # which a stop string may name
-            return not (self.stop_strings and self.stop_strings.reached(*turn))
-        return reason is not FinishReason.STOP and bool(self.strings) and self.strings.reached(*turn)
+            return not (self.stop_strings and self.stop_strings.reached(*episodes.present_turn(slot)))
+        if reason is FinishReason.STOP or not self.strings:
+            return False
+        return self.strings.reached(*episodes.present_turn(slot))
 
     def _last(self, episodes: Episodes, slot: int) -> bool:
         """Whether the agent's present turn is its last, whose end is that of the episode."""

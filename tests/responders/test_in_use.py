@@ -226,6 +226,28 @@ def test_infos_stay_uniform_and_a_failure_is_no_scored_cut(arguments: dict[str, 
     assert steps[-1][2:4] == (False, True)
 
 
+def test_stable_baselines_reads_each_turn_once(arguments: dict[str, Any]) -> None:
+    """The transitions of a dialogue lie in one text per turn, each behind its own prefix."""
+    pytest.importorskip("stable_baselines3")
+    from textgen_env.integrations.sb3_policy import share_forwards
+
+    env = TextGenEnv(**arguments)
+    env.reset(seed=0)
+    actions, prefixes = ids(env, "yes$no e"), []
+    for action in actions:
+        prefixes.append(env.engine.episodes.input_ids[0, : env.engine.episodes.lengths[0]].tolist())
+        env.step(action)
+    padded = torch.tensor([[*prefix, *[0] * (80 - len(prefix))] for prefix in prefixes])
+    shared = share_forwards(padded, torch.tensor([len(prefix) for prefix in prefixes]), torch.tensor(actions))
+    found = [
+        (text[:column].tolist(), text[column].item())
+        for text, mask in zip(shared.input_ids, shared.response_mask, strict=True)
+        for column in mask.nonzero().flatten()
+    ]
+    assert found == list(zip(prefixes, actions, strict=True))
+    assert len(shared.input_ids) == 3
+
+
 def test_trl_is_refused(arguments: dict[str, Any]) -> None:
     pytest.importorskip("trl")
     from textgen_env.integrations.trl import config_arguments
