@@ -20,6 +20,7 @@ ORDER = [
     ["config", "kl_penalty", "action_masks", "reward", "saved_state", "stop_strings", "vocabulary"],
     ["turns"],
     ["engine"],
+    ["frames"],
     ["base_env"],
     ["env", "vector_env"],
     ["wrappers"],

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from textgen_env.config import EnvConfig, check_choice, check_integer, check_kl_coef
 from textgen_env.engine import Engine
-from textgen_env.episode import FinishReason, Prompt, StepResult
+from textgen_env.episode import Prompt, StepResult
+from textgen_env.frames import frame_of
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.notices import shown, warn_user
-from textgen_env.render import Frame, render_ansi, render_rgb
+from textgen_env.render import render_ansi, render_rgb
 from textgen_env.saved_state import entry
 
 CLEAR = "\x1b[2J\x1b[H"  # wipe the terminal and go to its upper left corner
@@ -172,43 +173,8 @@ class TextGenBase:
             "reset(options={'prompt': …}) say that a restart is meant (warned once per environment)"
         )
 
-    def _frame(self, slot: int) -> Frame:
-        """What there is to draw of a slot."""
-        engine, episodes = self.engine, self.engine.episodes
-        prompt, reason = episodes.prompts[slot], episodes.finish_reasons[slot]
-        pieces, by_agent = self._pieces(slot)
-        rewards, ref_log_probs, kls = (
-            _on_pieces(episodes.per_token(slot, c), by_agent) for c in episodes.token_columns
-        )
-        paid = [*episodes.potentials[slot].tolist(), float(episodes.environment_rewards[slot])]
-        scored = reason is not None and reason is not FinishReason.FAILED
-        parts = dict(zip(engine.part_names, paid, strict=False)) if scored else {}
-        return Frame(
-            prompt=prompt.text if prompt else "",
-            pieces=pieces,
-            rewards=rewards,
-            ref_log_probs=_if_known(ref_log_probs),
-            kls=_if_known(kls),
-            finish_reason=reason.value if reason else None,
-            score=sum(parts.values()) if scored else None,
-            reward_parts=parts,
-            by_agent=by_agent,
-        )
-
-    def _pieces(self, slot: int) -> tuple[list[str], list[bool]]:
-        """The text of a slot's episode in the pieces that are drawn, and which of them are the agent's tokens."""
-        episodes, text = self.engine.episodes, self.language_model.token_text
-        ids = episodes.input_ids[slot, : episodes.lengths[slot]].tolist()
-        pieces: list[str] = []
-        by_agent: list[bool] = []
-        for written, (start, end) in zip(episodes.environment_texts[slot], episodes.turns(slot), strict=True):
-            tokens = text.shown_pieces(ids[:start], ids[start:end])
-            pieces += [written, *tokens] if written else tokens
-            by_agent += [False] * bool(written) + [True] * len(tokens)
-        return pieces, by_agent
-
     def _render(self, slot: int) -> Any:
-        frame = self._frame(slot)
+        frame = frame_of(self.engine, slot)
         return render_rgb(frame) if self.render_mode == "rgb_array" else render_ansi(frame)
 
     def _print(self, slots: Iterable[int]) -> None:
@@ -221,7 +187,7 @@ class TextGenBase:
         for slot in slots:
             in_place = sys.stdout.isatty() and len(self.engine.episodes) == 1
             if in_place or not self.engine.episodes.playing[slot]:
-                sys.stdout.write(f"{CLEAR if in_place else ''}{render_ansi(self._frame(slot))}\n")
+                sys.stdout.write(f"{CLEAR if in_place else ''}{render_ansi(frame_of(self.engine, slot))}\n")
         sys.stdout.flush()
 
     # --- saved state --------------------------------------------------------------------------------------------------
@@ -279,16 +245,6 @@ def _generator_state(generator: np.random.Generator, saved: Any, row: int) -> An
     except Exception as error:  # numpy raises whatever its parts raise
         raise ValueError(f"state['generators'][{row}]={shown(saved)} is no state of a generator: {error!r}") from error
     return trial.state
-
-
-def _on_pieces(values: NDArray[np.float64], by_agent: Sequence[bool]) -> list[float]:
-    """Numbers of the agent's tokens at its pieces; 0 at those of the environment."""
-    left = iter(values.tolist())
-    return [next(left) if own else 0.0 for own in by_agent]
-
-
-def _if_known(values: list[float]) -> list[float] | None:
-    return None if np.isnan(values).any() else values
 
 
 def prompt_choice(options: Any, known: tuple[str, ...] = ("prompt",)) -> Any:

@@ -96,11 +96,7 @@ class EnvConfig:
         check_choice("length_limit", self.length_limit, LENGTH_LIMITS)
         self._set("stop_strings", _texts("stop_strings", self.stop_strings))
         self._set("turn_strings", _texts("turn_strings", self.turn_strings))
-        if self.turn_strings and self.responder is None:
-            raise ValueError(
-                f"turn_strings={list(self.turn_strings)} end a turn, but nobody answers: give a responder, or use "
-                "stop_strings to end episodes"
-            )
+        _check_turns(self)
         self._set("forbidden_tokens", _tokens("forbidden_tokens", self.forbidden_tokens))
         _check_device(self.device)
         if not isinstance(self.dtype, torch.dtype):
@@ -233,6 +229,15 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise TypeError(f"{name}={shown(value)} must be one of {', '.join(choices)}, not {type(value).__name__}")
     if value not in choices:
         raise ValueError(f"{name}={shown(value)} must be one of {', '.join(choices)}")
+
+
+def _check_turns(config: EnvConfig) -> None:
+    """Turns end where somebody answers."""
+    if config.turn_strings and config.responder is None:
+        raise ValueError(
+            f"turn_strings={list(config.turn_strings)} end a turn, but nobody answers: give a responder, or use "
+            "stop_strings to end episodes"
+        )
 
 
 def _check_device(value: Any) -> None:
