@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dialogues import BOS, Scripted, ids, letters, row
+from dialogues import BOS, EOS, Scripted, ids, letters, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textgen_env import TextGenVectorEnv
+from textgen_env import TextGenEnv, TextGenVectorEnv
 from textgen_env.responders import Reply
 
 
@@ -121,3 +121,27 @@ def test_random_dialogues_against_the_plain_model(dialogue: TextGenVectorEnv, se
                 assert infos["response_length"][slot] == sum(plain[slot].mask)
                 running[slot] = False
         assert not rewards[~moving].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), replies=st.lists(st.text(max_size=12), min_size=5, max_size=5))
+def test_ids_are_appended_and_never_encoded_again(byte_model: str, seed: int, replies: list[str]) -> None:
+    """Random bytes of the agent's, whole characters or not, between random texts: every id stays as it was."""
+    rng, left = random.Random(seed), list(replies)
+    arguments: dict[str, Any] = {"model": byte_model, "prompts": ["p"], "scorer": letters}
+    limits: dict[str, Any] = {"max_new_tokens": 25, "max_turns": 6, "max_reply_tokens": 20}
+    env = TextGenEnv(responder=lambda text: left.pop(0), **arguments, **limits)
+    observation, _ = env.reset(seed=0)
+    tokens, mask = row(observation)
+    ended = False
+    while not ended:
+        action = EOS if rng.random() < 0.25 else rng.randrange(3, 259)
+        waiting = len(left)
+        observation, _, ended, *_, info = env.step(action)
+        tokens, mask = [*tokens, action], [*mask, 1]
+        if len(left) < waiting:  # a byte of UTF-8 per token; the tokenizer's alphabet is ByteLevel's
+            said = env.tokenizer.encode(replies[-waiting], add_special_tokens=False)[:20]
+            assert len(said) == min(len(replies[-waiting].encode()), 20)
+            tokens, mask = [*tokens, *said], [*mask, *[0] * len(said)]
+        assert row(observation) == (tokens, mask)
+    assert info["response_length"] == sum(mask)
