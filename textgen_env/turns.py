@@ -66,7 +66,7 @@ class Turns:
         self.responder: Responder = as_responder(config.responder)
         self.max_turns, self.max_reply_tokens = config.max_turns, config.max_reply_tokens
         self.max_new_tokens, self.stop_strings = config.max_new_tokens, stop_strings
-        self.strings = StopStrings(config.turn_strings, model, argument="turn_strings")
+        self.turn_strings = StopStrings(config.turn_strings, model, argument="turn_strings")
         self.model = model
         self._waiting: dict[int, tuple[int | None, Answer | None]] = {}  # by slot: to which action (None: any), what
         self._warned = False
@@ -167,9 +167,9 @@ class Turns:
             return True
         if reason is FinishReason.EOS:  # which a stop string may name
             return not (self.stop_strings and self.stop_strings.reached(*episodes.present_turn(slot)))
-        if reason is FinishReason.STOP or not self.strings:
+        if reason is FinishReason.STOP or not self.turn_strings:
             return False
-        return self.strings.reached(*episodes.present_turn(slot))
+        return self.turn_strings.reached(*episodes.present_turn(slot))
 
     def _last(self, episodes: Episodes, slot: int) -> bool:
         """Whether the agent's present turn is its last, whose end is that of the episode."""
