@@ -119,7 +119,7 @@ def test_policy_with_masked_tokens_pays_the_sum_over_the_others(make: Any) -> No
     both = make(kl_estimator="full")
     both.env.bind_policy(both.logits(but(-math.inf, *range(2, VOCAB))))  # tokens 0 and 1, with a half each
     model = both.env.reference
-    ids = torch.from_numpy(both.env.engine.prefixes.input_ids[both.slot, :2])[None]
+    ids = torch.from_numpy(both.env.engine.episodes.input_ids[both.slot, :2])[None]
     with torch.no_grad():
         q = model.model(ids).logits[0, -1, :VOCAB].double().log_softmax(-1)
     expected = sum(0.5 * (math.log(0.5) - q[token].item()) for token in (0, 1))

@@ -447,7 +447,7 @@ def test_state_before_the_first_reset_clears_the_slots(make: Any) -> None:
     env.reset(seed=0)
     state = fresh.state_dict()
     env.load_state_dict(state)
-    assert not env.engine.playing.any()
+    assert not env.engine.episodes.playing.any()
     assert_same(env.state_dict()["engine"], state["engine"])
 
 

@@ -35,6 +35,7 @@ def test_the_file_map_names_every_file() -> None:
 
 RETIRED = {
     r"\b[Ff]aces?\b": "single environment, vector environment",
+    r"\bPrefixes\b": "Episodes",
     r"\btrunks?\b": "backbone, or SplitModel for body and head",
     r"\blibrary_cache\b|\blibrary cache\b": "fallback cache",
     r"\bwide_products\b|\bwide products\b": "upcast_linear",

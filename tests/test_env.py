@@ -251,7 +251,7 @@ def test_masked_action_is_refused_and_nothing_moves(make) -> None:
     for action in (1, EOS):
         with pytest.raises(ValueError, match=f"action {action} is masked here"):
             env.step(action)
-    assert env.unwrapped.engine.prefixes.response_lengths[0] == 0
+    assert env.unwrapped.engine.episodes.response_lengths[0] == 0
     play(env, "ab", eos=True)
 
 

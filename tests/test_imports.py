@@ -15,10 +15,12 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     ["assets", "checkout", "kl", "moved", "notices", "render", "tasks"],
     ["lm", "episode", "messages"],
-    ["prompt_files", "scorers"],
+    ["prompt_files", "responders", "scorers"],
     ["prompts"],
     ["config", "kl_penalty", "action_masks", "reward", "saved_state", "stop_strings", "vocabulary"],
+    ["turns"],
     ["engine"],
+    ["frames"],
     ["base_env"],
     ["env", "vector_env"],
     ["wrappers"],

@@ -52,7 +52,7 @@ def arguments(prompts: Any, **more: Any) -> dict[str, Any]:
 
 
 def prompt_tokens(env: Any, row: int | None = None) -> list[int]:
-    prefixes = env.engine.prefixes
+    prefixes = env.engine.episodes
     return prefixes.input_ids[row or 0, : prefixes.prompt_lengths[row or 0]].tolist()
 
 
@@ -222,6 +222,6 @@ class TestEnvironment:
         env.step(20)
         other.reset()
         other.load_state_dict(json.loads(json.dumps(env.state_dict())))
-        assert other.engine.current == env.engine.current
+        assert other.engine.episodes.prompts == env.engine.episodes.prompts
         assert other.step(21)[-1] == env.step(21)[-1]
         assert other.scorer.seen == env.scorer.seen

@@ -11,6 +11,7 @@ from tiny_models import random_model
 from tokenizer_kinds import KINDS, byte_level, sentencepiece, word_ends, word_piece
 
 from textgen_env import LanguageModel, TextGenEnv
+from textgen_env.frames import frame_of
 from textgen_env.lm.token_text import CONTEXT, TokenText
 
 MADE: dict[str, Any] = {name: TokenText(kind()) for name, kind in KINDS.items()}
@@ -153,5 +154,5 @@ def test_the_scorer_gets_the_space_that_joins_prompt_and_response() -> None:
 def test_frames_show_the_text() -> None:
     env = make(sentencepiece(), "I like", render_mode="ansi")
     play(env, "▁cats", *byte_tokens("🙂"), "▁and", "<eos>")
-    assert list(env._frame(0).pieces) == [" cats", "", "", "", "🙂", " and", "<eos>"]
+    assert list(frame_of(env.engine, 0).pieces) == [" cats", "", "", "", "🙂", " and", "<eos>"]
     assert " cats🙂 and" in env.render()

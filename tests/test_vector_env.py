@@ -162,8 +162,8 @@ def test_failing_scorer_moves_no_slot(arguments: dict[str, Any]) -> None:
     before, _ = envs.reset(seed=0)
     with pytest.raises(ScorerError):
         envs.step(np.array([EOS, 50]))
-    assert envs.engine.prefixes.response_lengths.tolist() == [0, 0]
-    np.testing.assert_array_equal(envs.engine.prefixes.input_ids, before["input_ids"])
+    assert envs.engine.episodes.response_lengths.tolist() == [0, 0]
+    np.testing.assert_array_equal(envs.engine.episodes.input_ids, before["input_ids"])
     assert envs.step(np.array([EOS, 50]))[1].tolist() == [2.0, 0.0]
 
 

@@ -51,12 +51,13 @@ class ActionRules:
             masks[np.ix_(response_lengths < self.min_new_tokens, self._eos)] = False
         return masks
 
-    def check(self, actions: Any, masks: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-        """The actions as int64 (m,).
+    def check(self, actions: Any, slots: NDArray[np.int64], masks: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+        """The actions as int64 (n,).
 
         Args:
-            actions: m integers.
-            masks: bool (m, V), or None where nothing is masked.
+            actions: n integers.
+            slots: int64 (m,), whose actions are looked at.
+            masks: bool (m, V) of these slots, or None where nothing is masked.
 
         Raises:
             TypeError: not integers.
@@ -65,18 +66,18 @@ class ActionRules:
         array = np.asarray(actions)
         if array.dtype.kind not in "iu":
             raise TypeError(f"actions must be integers, got {shown(actions)} of dtype {array.dtype}")
-        outside = (array < 0) | (array >= self._vocab_size)
+        chosen = array[slots]
+        outside = (chosen < 0) | (chosen >= self._vocab_size)
         if outside.any():
-            raise ValueError(f"action {array[outside][0]} is not in Discrete({self._vocab_size})")
-        array = array.astype(np.int64, copy=False)
+            raise ValueError(f"action {chosen[outside][0]} is not in Discrete({self._vocab_size})")
         if masks is not None:
-            forbidden = ~masks[np.arange(len(array)), array]
+            forbidden = ~masks[np.arange(len(chosen)), chosen]
             if forbidden.any():
                 raise ValueError(
-                    f"action {array[forbidden][0]} is masked here: it is forbidden, an EOS before min_new_tokens="
+                    f"action {chosen[forbidden][0]} is masked here: it is forbidden, an EOS before min_new_tokens="
                     f"{self.min_new_tokens}, or outside the reference's top-p set or its top-k; see action_masks()"
                 )
-        return array
+        return array.astype(np.int64, copy=False)
 
 
 def check_slots(slots: Sequence[int] | NDArray[np.int64] | None, count: int) -> NDArray[np.int64]:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from textgen_env.config import EnvConfig, check_choice, check_integer, check_kl_coef
 from textgen_env.engine import Engine
 from textgen_env.episode import Prompt, StepResult
+from textgen_env.frames import frame_of
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.notices import shown, warn_user
-from textgen_env.render import Frame, render_ansi, render_rgb
+from textgen_env.render import render_ansi, render_rgb
 from textgen_env.saved_state import entry
 
 CLEAR = "\x1b[2J\x1b[H"  # wipe the terminal and go to its upper left corner
@@ -47,7 +48,7 @@ class TextGenBase:
 
     def _spaces(self) -> tuple[spaces.Dict, spaces.Discrete]:
         """Observation and action space of one slot."""
-        width = self.max_prompt_tokens + self.max_new_tokens
+        width = self.engine.episodes.input_ids.shape[1]
         ids = max(self.language_model.vocab_size, self.language_model.pad_token_id + 1)
         observation = spaces.Dict(
             {
@@ -143,28 +144,30 @@ class TextGenBase:
     @property
     def never_reset(self) -> bool:
         """Whether no slot has ever begun an episode."""
-        return all(prompt is None for prompt in self.engine.current)
+        return all(prompt is None for prompt in self.engine.episodes.prompts)
 
     def current_prompt(self, slot: int = 0) -> Prompt | None:
         """What a slot's episode began with, running or ended: `reset(options={"prompt": …})` takes it again."""
-        return self.engine.current[slot]
+        return self.engine.episodes.prompts[slot]
 
     # --- infos and frames ---------------------------------------------------------------------------------------------
 
-    def _reset_info(self, row: int) -> dict[str, Any]:
-        prompt = self.engine.current[row]
+    def _reset_info(self, slot: int) -> dict[str, Any]:
+        prompt = self.engine.episodes.prompts[slot]
         assert prompt is not None
-        return {"prompt": prompt.text}
+        if self.engine.turns is None:
+            return {"prompt": prompt.text}
+        return {"prompt": prompt.text, "opening": self.engine.episodes.environment_texts[slot][0]}
 
-    def _step_info(self, result: StepResult, at: int) -> dict[str, Any]:
+    def _step_info(self, result: StepResult, slot: int) -> dict[str, Any]:
         """The `info` of one slot's step, as the single environment returns it."""
-        info: dict[str, Any] = {"reward_parts": {name: float(part[at]) for name, part in result.reward_parts.items()}}
+        info: dict[str, Any] = {"reward_parts": {name: float(part[slot]) for name, part in result.reward_parts.items()}}
         if result.ref_log_prob is not None:
-            info["ref_logprob"] = float(result.ref_log_prob[at])
-        return info | result.endings.get(at, {})
+            info["ref_logprob"] = float(result.ref_log_prob[slot])
+        return {**info, **result.replies.get(slot, {}), **result.endings.get(slot, {})}
 
-    def _note_cut(self, rows: Iterable[int], *, meant: bool) -> None:
-        """Before a reset of these rows: warn, once, when it looks as if a limit of steps outside cuts episodes.
+    def _note_cut(self, slots: Iterable[int], *, meant: bool) -> None:
+        """Before a reset of these slots: warn, once, when it looks as if a limit of steps outside cuts episodes.
 
         Of such a limit (a `TimeLimit`, a wrapper like it, a loop) we see no more than that `reset` comes while an
         episode runs. A `TimeLimit` that is reached stands among the callers: that is proof. Otherwise a cut counts when
@@ -173,8 +176,8 @@ class TextGenBase:
         a prompt. And one token alone is a cut only if the reset before cut one, too: Stable-Baselines3's checker of
         environments resets after a single token.
         """
-        running = [row for row in rows if self.engine.playing[row]]
-        length = 0 if meant or not running else int(self.engine.prefixes.response_lengths[running].max())
+        running = [slot for slot in slots if self.engine.episodes.playing[slot]]
+        length = 0 if meant or not running else int(self.engine.episodes.response_lengths[running].max())
         alone = self.engine.episodes_ended == self._ended_at_cut
         self._cuts = 0 if not length else self._cuts + 1 if alone else 1
         if length:
@@ -191,41 +194,21 @@ class TextGenBase:
             "reset(options={'prompt': …}) say that a restart is meant (warned once per environment)"
         )
 
-    def _frame(self, row: int) -> Frame:
-        """What there is to draw of a slot."""
-        engine = self.engine
-        prompt, reason = engine.current[row], engine.finish_reasons[row]
-        before, response = engine.prefixes.halves(row)
-        rewards, ref_log_probs, kls = (column[row, : len(response)].tolist() for column in engine.token_columns)
-        parts = (
-            dict(zip(engine.reward.part_names, engine.reward.potentials[row].tolist(), strict=True)) if reason else {}
-        )
-        return Frame(
-            prompt=prompt.text if prompt else "",
-            pieces=engine.language_model.token_text.shown_pieces(before, response),
-            rewards=rewards,
-            ref_log_probs=_if_known(ref_log_probs),
-            kls=_if_known(kls),
-            finish_reason=reason.value if reason else None,
-            score=sum(parts.values()) if reason else None,
-            reward_parts=parts,
-        )
-
-    def _render(self, row: int) -> Any:
-        frame = self._frame(row)
+    def _render(self, slot: int) -> Any:
+        frame = frame_of(self.engine, slot)
         return render_rgb(frame) if self.render_mode == "rgb_array" else render_ansi(frame)
 
-    def _print(self, rows: Iterable[int]) -> None:
-        """In "human" mode, print the episodes of these rows: the running one redrawn in place, ended ones one by one.
+    def _print(self, slots: Iterable[int]) -> None:
+        """In "human" mode, print the episodes of these slots: the running one redrawn in place, ended ones one by one.
 
         Only a terminal can be redrawn; anything else (a pipe, a notebook) is spared the drafts.
         """
         if self.render_mode != "human":
             return
-        for row in rows:
-            in_place = sys.stdout.isatty() and len(self.engine.playing) == 1
-            if in_place or not self.engine.playing[row]:
-                sys.stdout.write(f"{CLEAR if in_place else ''}{render_ansi(self._frame(row))}\n")
+        for slot in slots:
+            in_place = sys.stdout.isatty() and len(self.engine.episodes) == 1
+            if in_place or not self.engine.episodes.playing[slot]:
+                sys.stdout.write(f"{CLEAR if in_place else ''}{render_ansi(frame_of(self.engine, slot))}\n")
         sys.stdout.flush()
 
     # --- saved state --------------------------------------------------------------------------------------------------
@@ -258,10 +241,9 @@ class TextGenBase:
     def _saved_per_slot(self, state: Any, key: str) -> list[Any]:
         """An entry of a saved state that has one value per slot."""
         saved: list[Any] = entry(state, key, list)
-        if len(saved) != len(self.engine.playing):
-            raise ValueError(
-                f"state[{key!r}]: the state has {len(saved)} slots, this environment {len(self.engine.playing)}"
-            )
+        slots = len(self.engine.episodes)
+        if len(saved) != slots:
+            raise ValueError(f"state[{key!r}]: the state has {len(saved)} slots, this environment {slots}")
         return saved
 
 
@@ -284,10 +266,6 @@ def _generator_state(generator: np.random.Generator, saved: Any, row: int) -> An
     except Exception as error:  # numpy raises whatever its parts raise
         raise ValueError(f"state['generators'][{row}]={shown(saved)} is no state of a generator: {error!r}") from error
     return trial.state
-
-
-def _if_known(values: list[float]) -> list[float] | None:
-    return None if np.isnan(values).any() else values
 
 
 def prompt_choice(options: Any, known: tuple[str, ...] = ("prompt",)) -> Any:

@@ -25,6 +25,7 @@ from textgen_env.prompts import PromptSource
 
 if TYPE_CHECKING:
     from textgen_env.lm.language_model import LanguageModel
+    from textgen_env.responders import Responder
     from textgen_env.scorers.base import Scorer
 
 LENGTH_LIMITS = ("terminate", "truncate")
@@ -33,8 +34,7 @@ _REQUIRED = {
     "scorer": "what a response is worth (a name, a mapping or a function)",
 }
 _MEANT = {"max_episode_steps": "max_new_tokens"}  # the words of other libraries that no spelling would suggest
-BYTES_PER_TOKEN = 26  # of a slot: ids, two masks, and the bounds of the observation space
-BYTES_PER_NEW_TOKEN = 24  # reward, log π_ref and KL
+BYTES_PER_TOKEN = 50  # of a slot: ids, two masks, the bounds of the observation space; reward, log π_ref and KL
 MOST_BYTES = 4 * 2**30  # far beyond what anybody trains with: 4,096 slots of 20,000 tokens
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -52,7 +52,7 @@ class EnvConfig:
     model: str | Path | LanguageModel = "tiny"
     reference: str | Path | LanguageModel | None = None
     prompts: PromptSource
-    scorer: str | dict[str, Any] | Scorer
+    scorer: str | dict[str, Any] | Scorer | None
     kl_coef: float = 0.0
     kl_estimator: KLEstimator = "k1"
     max_prompt_tokens: int = 64
@@ -62,6 +62,10 @@ class EnvConfig:
     forbidden_tokens: Sequence[int | str] = ()
     reference_top_p: float = 1.0
     reference_top_k: int = 0
+    responder: str | dict[str, Any] | Responder | Callable[[str], Any] | None = None
+    turn_strings: Sequence[str] = ()
+    max_turns: int = 4
+    max_reply_tokens: int = 64
     length_limit: Literal["terminate", "truncate"] = "terminate"
     temperature: float = 1.0
     device: str = "cpu"
@@ -72,6 +76,7 @@ class EnvConfig:
         if self.reference is not None:
             check_model("reference", self.reference)
         least = {"max_prompt_tokens": 1, "max_new_tokens": 1, "min_new_tokens": 0, "reference_top_k": 0}
+        least |= {"max_turns": 1, "max_reply_tokens": 1}
         for name, minimum in least.items():
             self._set(name, check_integer(name, getattr(self, name), minimum=minimum))
         if self.min_new_tokens > self.max_new_tokens:
@@ -90,10 +95,22 @@ class EnvConfig:
         check_estimator(self.kl_estimator)
         check_choice("length_limit", self.length_limit, LENGTH_LIMITS)
         self._set("stop_strings", _texts("stop_strings", self.stop_strings))
+        self._set("turn_strings", _texts("turn_strings", self.turn_strings))
+        _check_turns(self)
         self._set("forbidden_tokens", _tokens("forbidden_tokens", self.forbidden_tokens))
         _check_device(self.device)
         if not isinstance(self.dtype, torch.dtype):
             check_choice("dtype", self.dtype, tuple(DTYPES))
+
+    @property
+    def reply_tokens(self) -> int:
+        """How many tokens the environment may write: an opening, and a reply to each turn but the last."""
+        return 0 if self.responder is None else self.max_turns * self.max_reply_tokens
+
+    @property
+    def width(self) -> int:
+        """L: how many tokens the longest prefix may have."""
+        return self.max_prompt_tokens + self.max_new_tokens + self.reply_tokens
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # a frozen instance, still being made
@@ -115,9 +132,11 @@ class EnvConfig:
                 f"{environment} has no argument {', '.join(unknown)}: got an unexpected keyword argument "
                 f"{unknown[0]!r}.{hint} It takes {', '.join(known)}"
             )
-        if missing := [name for name in _REQUIRED if arguments.get(name) is None]:
+        pays = arguments.get("responder") is not None  # the environment may do so by itself, without a scorer
+        required = {"prompts"} if pays else _REQUIRED
+        if missing := [name for name in required if arguments.get(name) is None]:
             raise TypeError(f"{environment} needs {', and '.join(f'{name}: {_REQUIRED[name]}' for name in missing)}")
-        return cls(**arguments)
+        return cls(**{"scorer": None, **arguments})
 
 
 def spelled_out(init: Init) -> Init:
@@ -185,16 +204,17 @@ def check_number(name: str, value: Any, wanted: str, right: Callable[[float], bo
 def check_room(slots: int, config: EnvConfig, model: LanguageModel) -> None:
     """The rows of all slots fit into memory, or a ValueError says what would."""
     prompt, new = config.max_prompt_tokens, config.max_new_tokens
-    needed = slots * ((prompt + new) * BYTES_PER_TOKEN + new * BYTES_PER_NEW_TOKEN)
+    needed = slots * config.width * BYTES_PER_TOKEN
     if needed <= MOST_BYTES:
         return
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     reads = f"; {model.source!r} reads at most {positions} tokens, prompt and response together" if positions else ""
+    replies = f", max_turns={config.max_turns}, max_reply_tokens={config.max_reply_tokens}" * bool(config.reply_tokens)
     fit = MOST_BYTES // (needed // slots)
     slots_that_fit = f"at most {fit} slots would fit" if fit else "not one slot would fit"
     raise ValueError(
-        f"max_prompt_tokens={prompt} and max_new_tokens={new} with num_envs={slots} need {needed / 2**30:,.1f} GiB for "
-        f"tokens alone, more than {MOST_BYTES / 2**30:.0f}: {slots_that_fit}{reads}"
+        f"max_prompt_tokens={prompt} and max_new_tokens={new}{replies} with num_envs={slots} need "
+        f"{needed / 2**30:,.1f} GiB for tokens alone, more than {MOST_BYTES / 2**30:.0f}: {slots_that_fit}{reads}"
     )
 
 
@@ -209,6 +229,15 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise TypeError(f"{name}={shown(value)} must be one of {', '.join(choices)}, not {type(value).__name__}")
     if value not in choices:
         raise ValueError(f"{name}={shown(value)} must be one of {', '.join(choices)}")
+
+
+def _check_turns(config: EnvConfig) -> None:
+    """Turns end where somebody answers."""
+    if config.turn_strings and config.responder is None:
+        raise ValueError(
+            f"turn_strings={list(config.turn_strings)} end a turn, but nobody answers: give a responder, or use "
+            "stop_strings to end episodes"
+        )
 
 
 def _check_device(value: Any) -> None:

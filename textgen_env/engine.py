@@ -17,18 +17,19 @@ from numpy.typing import NDArray
 
 from textgen_env.action_masks import ActionRules
 from textgen_env.config import EnvConfig, check_room
-from textgen_env.episode import Completion, FinishReason, Prefixes, Prompt, StepResult
-from textgen_env.kl_penalty import KLPenalty
+from textgen_env.episode import Completion, Episodes, FinishReason, Prompt, StepResult
+from textgen_env.kl_penalty import KLPenalty, Price
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.prefix_cache import PrefixCache
 from textgen_env.notices import warn_user
 from textgen_env.prompts import PromptLike, as_prompt, check_columns, load_prompts
-from textgen_env.reward import Reward
+from textgen_env.reward import Reward, unscored
 from textgen_env.saved_state import engine_state, load_engine_state
 from textgen_env.stop_strings import StopStrings
+from textgen_env.turns import Answer, Turns, as_turns
 from textgen_env.vocabulary import fits_positions, same_vocabulary, tokenize_prompt
 
-Rows = NDArray[np.int64]
+Slots = NDArray[np.int64]
 
 
 class Engine:
@@ -41,12 +42,10 @@ class Engine:
     Attributes:
         language_model: whose tokens are the actions; its weights load only when something asks for its logits.
         reward: what the scorer pays.
+        turns: the environment that answers back, if there is one.
         kl: the KL penalty, with the reference model.
-        prefixes: the states.
+        episodes: the states.
         episodes_ended: how many have ended by themselves, in all slots.
-        playing: bool (n,); False before a reset and after the end of an episode.
-        token_rewards: float64 (n, max_new_tokens); what each token of the running episode earned, for rendering.
-        token_ref_log_probs, token_kls: the same for log π_ref and for the KL, in nats; NaN where unknown.
     """
 
     def __init__(self, slots: int, config: EnvConfig) -> None:
@@ -57,7 +56,7 @@ class Engine:
         self.reference = self.language_model if same else self._load("reference")
         same_vocabulary(self.language_model, self.reference)
         if config.kl_coef > 0 or config.reference_top_p < 1 or config.reference_top_k:
-            fits_positions(self.reference, config.max_prompt_tokens, config.max_new_tokens)
+            fits_positions(self.reference, config.max_prompt_tokens, config.max_new_tokens, config.reply_tokens)
         self.kl = KLPenalty(
             self.reference,
             slots,
@@ -69,17 +68,12 @@ class Engine:
         )
         self.rules = ActionRules(self.language_model, config.forbidden_tokens, config.min_new_tokens)
         self.stop_strings = StopStrings(config.stop_strings, self.language_model)
+        self.turns = None if config.responder is None else Turns(config, self.language_model, self.stop_strings)
         self._eos = np.array(sorted(self.language_model.eos_token_ids), dtype=np.int64)
         check_room(slots, config, self.language_model)
-        self.reward = Reward(config.scorer, self.prompts, slots)
-        width = config.max_prompt_tokens + config.max_new_tokens
-        self.prefixes = Prefixes(slots, width, self.language_model.pad_token_id)
-        self.playing = np.zeros(slots, dtype=np.bool_)
-        self.current: list[Prompt | None] = [None] * slots
-        self.finish_reasons: list[FinishReason | None] = [None] * slots
-        self.token_rewards, self.token_ref_log_probs, self.token_kls = (
-            np.full((slots, config.max_new_tokens), np.nan) for _ in range(3)
-        )
+        self.reward = Reward(config.scorer or unscored, self.prompts, turns=self.turns is not None)
+        parts = len(self.reward.part_names)
+        self.episodes = Episodes(slots, config.width, self.language_model.pad_token_id, parts)
         self._token_ids: dict[Any, list[int]] = {}
         self._warned_of_cut = False
         self.episodes_ended = 0
@@ -107,6 +101,8 @@ class Engine:
                 orders.add(order)
                 try:
                     tokenize_prompt(self.language_model, prompt, self.config.max_prompt_tokens)
+                    if order and self.turns:
+                        self.turns.check_prompt(prompt)
                 except ValueError as error:
                     raise ValueError(f"prompts[{index}]: {error}") from error
 
@@ -124,22 +120,29 @@ class Engine:
             return self.prompts[int(choice)]
         prompt = as_prompt(choice, "options['prompt']")  # type: ignore[arg-type]
         check_columns(prompt, self.reward.taken, "options['prompt']")
+        if prompt.messages and self.turns:
+            self.turns.check_prompt(prompt)
         return prompt
 
     def draw_prompt(self, generator: np.random.Generator) -> Prompt:
         """A prompt drawn uniformly from the set."""
         return self.prompts[int(generator.integers(len(self.prompts)))]
 
-    def start(self, starts: Mapping[int, Prompt]) -> None:
-        """Begin new episodes in the given rows; all prompts are tokenised before any row changes."""
-        token_ids = {row: self._tokenize(prompt) for row, prompt in starts.items()}
-        for row, prompt in starts.items():
-            self.prefixes.start(row, token_ids[row])
-            self.current[row], self.finish_reasons[row] = prompt, None
-            self.playing[row] = True
-            self.reward.potentials[row] = 0.0
-            for column in self.token_columns:
-                column[row] = np.nan
+    def start(self, starts: Mapping[int, Prompt], generators: Sequence[np.random.Generator]) -> None:
+        """Begin new episodes in the given slots; all prompts are tokenised before any slot changes.
+
+        Args:
+            starts: the prompts by slot.
+            generators: n, one per slot, from which an environment that answers back gets its seeds.
+        """
+        token_ids = {slot: self._tokenize(prompt) for slot, prompt in starts.items()}
+        openings: dict[int, Answer] = {}
+        if self.turns is not None:
+            seeds = [int(generators[slot].integers(2**63 - 1)) for slot in starts]
+            openings = self.turns.openings(starts, seeds)
+        for slot, prompt in starts.items():
+            opening = openings.get(slot, Answer())
+            self.episodes.start(slot, prompt, token_ids[slot], opening.token_ids, opening.text)
 
     def _tokenize(self, prompt: Prompt) -> list[int]:
         key = prompt.text if prompt.messages is None else (repr(prompt.messages),)
@@ -158,104 +161,129 @@ class Engine:
 
     # --- one token ----------------------------------------------------------------------------------------------------
 
-    def step(self, actions: Any, rows: Rows) -> StepResult:
-        """Append one token to each of the given rows.
+    def step(self, actions: Any, active: NDArray[np.bool_]) -> StepResult:
+        """Append one token to each active slot.
 
         Args:
-            actions: m integers.
-            rows: int64 (m,), distinct; all of them playing.
+            actions: n integers; those of slots that are not active are not looked at.
+            active: bool (n,); all of these slots play.
 
         Raises:
-            ResetNeeded: a row is not playing.
+            ResetNeeded: a slot is not playing.
             TypeError: actions that are no integers.
+            TypeError, ValueError: the environment answered with something else than a reply.
             ValueError: an action out of range or masked, or a KL that is not finite.
             ScorerError: the scorer failed, or its score is too large. As with the others, and with whatever a scorer or
-                policy may raise, no row has moved: the step may be taken again.
+                policy may raise, no slot has moved: the step may be taken again.
         """
-        if not self.playing[rows].all():
-            raise ResetNeeded(f"slot {int(rows[~self.playing[rows]][0])} has no episode running: call reset() first")
-        masks = self.action_masks(rows) if self.restricted else None
-        actions = self.rules.check(actions, masks)
-        price = self.kl.price(self.prefixes, rows, actions, masks)
-        potentials = self.reward.potentials[rows]
-        self.prefixes.append(rows, actions)
+        slots = self._playing(active)
+        masks = self.action_masks(slots) if self.restricted else None
+        actions = self.rules.check(actions, slots, masks)
+        if self.turns is not None:
+            self.turns.check(slots, actions)
+        price = self.kl.price(self.episodes, slots, actions, masks)
+        before = self.episodes.snapshot(slots)
         try:
-            reasons = self._finish_reasons(actions, rows)
-            completions = self._completions(rows, reasons)
-            parts = self.reward.parts(rows, completions)
-            if price.reward is not None:
-                parts["kl"] = price.reward
-            rewards = self.reward.total(rows, parts)
-            self._remember(rows, rewards, price.ref_log_prob, price.kl)
-            ended = np.array([reason is not None for reason in reasons], dtype=np.bool_)
-            endings = {int(at): self._ending(int(rows[at]), completions[int(rows[at])]) for at in np.flatnonzero(ended)}
+            self.episodes.append(slots, actions[slots], by_agent=True)
+            reasons = self._finish_reasons(slots, actions)
+            answers = {} if self.turns is None else self.turns.reply(self.episodes, slots, actions, reasons)
+            completions = self._completions(slots, reasons)
+            parts = self._parts(completions, answers, price)
+            rewards = self.reward.total(parts)
+            self._record(slots, before.lengths, rewards, price)
+            endings = {slot: self._ending(slot, completions[slot]) for slot in sorted(reasons)}
         except BaseException:
-            self.reward.potentials[rows] = potentials
-            self.prefixes.undo(rows)
+            self.episodes.restore(slots, before)
             raise
-        for at in endings:
-            self.finish_reasons[rows[at]] = reasons[at]
-        self.playing[rows[ended]] = False
-        self.episodes_ended += len(endings)
-        cut = np.array([reason is FinishReason.LENGTH for reason in reasons], dtype=np.bool_)
-        truncated = cut if self.config.length_limit == "truncate" else np.zeros_like(cut)
-        return StepResult(rewards, ended & ~truncated, truncated, parts, price.ref_log_prob, endings)
+        replies = {slot: answer.info for slot, answer in answers.items()}
+        return StepResult(rewards, *self._end(slots, reasons), parts, price.ref_log_prob, endings, replies)
 
-    def _finish_reasons(self, actions: NDArray[np.int64], rows: Rows) -> list[FinishReason | None]:
-        """Why each row ends with the action just appended, or None: EOS before a stop string before the limit."""
-        is_eos = (actions[:, None] == self._eos).any(axis=1)
-        at_limit = self.prefixes.response_lengths[rows] >= self.config.max_new_tokens
-        reasons: list[FinishReason | None] = [None] * len(rows)
-        for at in np.flatnonzero(at_limit).tolist():
-            reasons[at] = FinishReason.LENGTH
+    def _playing(self, active: NDArray[np.bool_]) -> Slots:
+        """The active slots, int64 (m,), all of which play."""
+        slots = np.flatnonzero(active)
+        if not self.episodes.playing[slots].all():
+            waiting = int(slots[~self.episodes.playing[slots]][0])
+            raise ResetNeeded(f"slot {waiting} has no episode running: call reset() first")
+        return slots
+
+    def _finish_reasons(self, slots: Slots, actions: NDArray[np.int64]) -> dict[int, FinishReason]:
+        """Why slots end with the action just appended, by slot: EOS before a stop string before the limit."""
+        at_limit = self.episodes.response_lengths[slots] >= self.config.max_new_tokens
+        reasons = dict.fromkeys(slots[at_limit].tolist(), FinishReason.LENGTH)
         if self.stop_strings:
-            for at, row in enumerate(rows.tolist()):
-                if self.stop_strings.reached(*self.prefixes.halves(row)):
-                    reasons[at] = FinishReason.STOP
-        for at in np.flatnonzero(is_eos).tolist():
-            reasons[at] = FinishReason.EOS
+            stopped = [slot for slot in slots.tolist() if self.stop_strings.reached(*self.episodes.present_turn(slot))]
+            reasons |= dict.fromkeys(stopped, FinishReason.STOP)
+        is_eos = (actions[slots, None] == self._eos).any(axis=1)
+        reasons |= dict.fromkeys(slots[is_eos].tolist(), FinishReason.EOS)
         return reasons
 
-    def _completions(self, rows: Rows, reasons: Sequence[FinishReason | None]) -> dict[int, Completion]:
-        """The responses that are to be scored in this step, by row."""
-        asked = ((row, reason) for row, reason in zip(rows.tolist(), reasons, strict=True))
-        return {row: self._completion(row, reason) for row, reason in asked if self.reward.dense or reason is not None}
+    def _completions(self, slots: Slots, reasons: Mapping[int, FinishReason]) -> dict[int, Completion]:
+        """The responses that are to be scored in this step, by slot."""
+        asked = slots.tolist() if self.reward.dense else sorted(reasons)
+        return {slot: self._completion(slot, reasons.get(slot)) for slot in asked}
 
-    def _completion(self, row: int, reason: FinishReason | None) -> Completion:
-        prompt_ids, token_ids = self.prefixes.halves(row)
-        text = self.stop_strings.text(prompt_ids, token_ids)
-        prompt = self.current[row]
-        assert prompt is not None  # the row is playing
-        return Completion(prompt, text, tuple(token_ids), reason)
+    def _completion(self, slot: int, reason: FinishReason | None) -> Completion:
+        episodes = self.episodes
+        ids, prompt = episodes.input_ids[slot, : episodes.lengths[slot]].tolist(), episodes.prompts[slot]
+        assert prompt is not None  # the slot is playing
+        texts = [self.stop_strings.text(ids[:start], ids[start:end]) for start, end in episodes.turns(slot)]
+        turns = None if self.turns is None else as_turns(episodes.environment_texts[slot], texts)
+        return Completion(prompt, "".join(texts), tuple(episodes.response(slot).tolist()), reason, turns)
 
-    def _remember(
-        self,
-        rows: Rows,
-        rewards: NDArray[np.float64],
-        ref_log_probs: NDArray[np.float64] | None,
-        kls: NDArray[np.float64] | None,
-    ) -> None:
-        columns = self.prefixes.response_lengths[rows] - 1
-        self.token_rewards[rows, columns] = rewards
-        if ref_log_probs is not None:
-            self.token_ref_log_probs[rows, columns] = ref_log_probs
-        if kls is not None:
-            self.token_kls[rows, columns] = kls
+    def _parts(
+        self, completions: Mapping[int, Completion], answers: Mapping[int, Answer], price: Price
+    ) -> dict[str, NDArray[np.float64]]:
+        """What is paid in this step, by part, float64 (n,): by the scorer, by the environment, for the KL."""
+        scored = {slot: one for slot, one in completions.items() if one.finish_reason is not FinishReason.FAILED}
+        parts = self.reward.parts(self.episodes.potentials, scored)
+        if self.turns is not None:
+            parts["environment"] = np.zeros(len(self.episodes))
+            for slot, answer in answers.items():
+                parts["environment"][slot] = answer.reward
+        if price.reward is not None:
+            parts["kl"] = price.reward
+        return parts
 
-    def _ending(self, row: int, completion: Completion) -> dict[str, Any]:
+    def _record(self, slots: Slots, columns: NDArray[np.int64], rewards: NDArray[np.float64], price: Price) -> None:
+        """Keep what the tokens in these columns earned."""
+        earned = (rewards, price.ref_log_prob, price.kl)
+        for column, values in zip(self.episodes.token_columns, earned, strict=True):
+            if values is not None:
+                column[slots, columns] = values[slots]
+
+    def _end(self, slots: Slots, reasons: Mapping[int, FinishReason]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The step has succeeded: end these episodes; `terminated` and `truncated`, bool (n,)."""
+        if self.turns is not None:
+            self.turns.done(slots)
+        cuts = {FinishReason.HORIZON, FinishReason.FAILED}
+        if self.config.length_limit == "truncate":
+            cuts.add(FinishReason.LENGTH)
+        terminated, truncated = np.zeros((2, len(self.episodes)), dtype=np.bool_)
+        for slot, reason in reasons.items():
+            self.episodes.end(slot, reason)
+            (truncated if reason in cuts else terminated)[slot] = True
+        self.episodes_ended += len(reasons)
+        return terminated, truncated
+
+    def _ending(self, slot: int, completion: Completion) -> dict[str, Any]:
         """The `info` of an episode's end: plain texts and numbers, nothing of vocabulary size."""
         assert completion.finish_reason is not None
-        length = len(completion.token_ids)
         info: dict[str, Any] = {
             "text": completion.text,
             "prompt": completion.prompt.text,
             "finish_reason": completion.finish_reason.value,
-            "score": self.reward.score(row),
-            "response_length": length,
+            "response_length": len(completion.token_ids),
         }
-        for name, values in (("ref_logprob_sum", self.token_ref_log_probs), ("kl_sum", self.token_kls)):
-            if not np.isnan(values[row, :length]).any():
-                info[name] = float(values[row, :length].sum())
+        if completion.turns is not None:
+            info["transcript"] = "".join(turn["content"] for turn in completion.turns)
+        if completion.finish_reason is not FinishReason.FAILED:
+            paid = [*self.episodes.potentials[slot].tolist(), float(self.episodes.environment_rewards[slot])]
+            info["score"] = self.reward.score(paid, slot)
+        columns = {"ref_logprob_sum": self.episodes.token_ref_log_probs, "kl_sum": self.episodes.token_kls}
+        for name, column in columns.items():
+            values = self.episodes.per_token(slot, column)
+            if not np.isnan(values).any():
+                info[name] = float(values.sum())
         if (counters := self.reward.counters()) is not None:
             info["scorer_info"] = counters
         return info
@@ -263,15 +291,20 @@ class Engine:
     # --- actions and policies -----------------------------------------------------------------------------------------
 
     @property
+    def part_names(self) -> tuple[str, ...]:
+        """The parts of the score: those of the scorer, and what an environment that answers back pays."""
+        return self.reward.part_names + (() if self.turns is None else ("environment",))
+
+    @property
     def restricted(self) -> bool:
         """Whether any action can be masked at all."""
         return self.rules.restrict or self.kl.masks
 
-    def action_masks(self, rows: Rows) -> NDArray[np.bool_]:
-        """bool (m, V), True where an action is allowed at the given rows. Computed on demand."""
-        masks = self.rules.masks(self.prefixes.response_lengths[rows])
+    def action_masks(self, slots: Slots) -> NDArray[np.bool_]:
+        """bool (m, V), True where an action is allowed in the given slots. Computed on demand."""
+        masks = self.rules.masks(self.episodes.response_lengths[slots])
         if self.kl.masks:
-            masks = self.kl.likely(self.prefixes, rows, masks)
+            masks = self.kl.likely(self.episodes, slots, masks)
         return masks
 
     def bind_policy(self, policy: Callable[..., Any] | LanguageModel | PrefixCache | None, *, batched: bool) -> None:
@@ -295,11 +328,6 @@ class Engine:
             TypeError, ValueError: the state is not one of an engine like this; nothing has changed.
         """
         load_engine_state(self, state)
-
-    @property
-    def token_columns(self) -> tuple[NDArray[np.float64], ...]:
-        """What is kept of each token of the running episodes: rewards, log π_ref, KL."""
-        return self.token_rewards, self.token_ref_log_probs, self.token_kls
 
     def close(self) -> None:
         """Release the caches of the models; may be called twice, and stepping afterwards builds them anew."""

@@ -16,7 +16,7 @@ from textgen_env.lm.language_model import LanguageModel
 from textgen_env.notices import shown, warn_user
 
 Observation = dict[str, NDArray[Any]]
-SLOT = np.zeros(1, dtype=np.int64)  # the rows of an engine with one slot
+ACTIVE = np.ones(1, dtype=np.bool_)  # in an engine with one slot
 
 
 class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
@@ -27,9 +27,10 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
     embedding. `env.unwrapped.action_masks()` tells on demand which are allowed.
 
     ## Observation Space
-    `Dict` of three right-padded arrays of length L = max_prompt_tokens + max_new_tokens: `input_ids` (int64),
-    `attention_mask` (int8, 1 on tokens) and `response_mask` (int8, 1 on tokens that the agent wrote). The remaining
-    budget, max_new_tokens − response_mask.sum(), can be read from it, so that the horizon is part of the state.
+    `Dict` of three right-padded arrays of length L = max_prompt_tokens + max_new_tokens, with a responder plus
+    max_turns · max_reply_tokens: `input_ids` (int64), `attention_mask` (int8, 1 on tokens) and `response_mask` (int8, 1
+    on tokens that the agent wrote). The remaining budget, max_new_tokens − response_mask.sum(), can be read from it, so
+    that the horizon is part of the state.
 
     ## Starting State
     A prompt drawn uniformly from the set by the environment's own generator, or the one in
@@ -47,6 +48,8 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
       the first such step warns once;
     * delegated, after `env.unwrapped.delegate_kl()`: nothing, the agent or a hook adds it from `info["ref_logprob"]`.
 
+    With a responder, what the environment pays for a turn (`Reply.reward`) is added to the token that ended it.
+
     Every reward is a finite number. Where there is none (an action to which policy or reference gives probability 0,
     NaN in weights, overflow), `step` raises, and the episode stands where it was.
 
@@ -56,12 +59,21 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
     `TimeLimit` around it (or max_episode_steps): it would cut episodes without their score. The first `reset` that
     cuts a running episode, and names neither seed nor prompt, warns of it.
 
+    With a responder, an EOS token or a turn string ends a turn: the environment replies (tokens that are not the
+    agent's) and the next turn begins, up to max_turns. It may terminate the episode, cut it at the task's horizon, or
+    say nothing, which ends it as if there were no environment. Where the environment fails, the episode is truncated
+    and not scored.
+
     ## Information
     Each step: `reward_parts` (named, they add up to the reward exactly) and, when a reference is on, `ref_logprob`.
+    Where the environment replied: `reply` (the text), `reply_cut` (True) if it was longer than max_reply_tokens, and
+    `reply_info`, what it has to say besides.
     At the end also `text` (what the response adds to the prompt, without special tokens and stop string), `prompt`
     (the text; of a conversation what the user said last), `finish_reason` ("eos", "stop", "length"), `score`,
-    `response_length` (tokens, EOS counted), `ref_logprob_sum` and, bound, `kl_sum` (nats); `scorer_info` if the scorer
-    keeps counters. `reset` returns `prompt`.
+    `response_length` (the agent's tokens, EOS counted), `ref_logprob_sum` and, bound, `kl_sum` (nats); `scorer_info` if
+    the scorer keeps counters. With a responder also `transcript` (all that was said after the prompt), more reasons
+    ("environment", "horizon", "failed"), and `error` instead of `score` after a failure; `score` holds what the
+    environment paid, too. `reset` returns `prompt`, and with a responder `opening`.
 
     ## Arguments
     * `model`: an embedded or fetched name, a directory, a .gguf file or a hub id (safetensors or GGUF only).
@@ -77,6 +89,10 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
       or tokens that are no actions. `reference_top_p`: mask all but the reference's nucleus; 1 masks none.
       `reference_top_k`: mask all but the k tokens that the reference finds most likely; 0 masks none. Both are taken of
       the tokens that are allowed otherwise, and renormalise the reference. A masked action is an error.
+    * `responder`: an environment that answers back: a name, a mapping `{"name": …, options}`, a function
+      `f(text) -> str | Reply | None`, or an object (see `textgen_env.responders.Responder`); `scorer` may be None then.
+      `turn_strings`: texts that end a turn, as EOS does. `max_turns`: turns of the agent, of which the last is not
+      answered. `max_reply_tokens`: a longer reply is cut.
     * `length_limit`: "terminate" or "truncate".
     * `temperature` > 0: divides the logits of policy and reference alike before the KL.
     * `device`, `dtype`: of the models. `render_mode`: "human", "ansi", "rgb_array".
@@ -113,9 +129,9 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
         prompt = None if choice is None else self.engine.named_prompt(choice)
         self._note_cut([0], meant=seed is not None or prompt is not None)
         super().reset(seed=seed)
-        self.engine.start({0: prompt or self.engine.draw_prompt(self.np_random)})
+        self.engine.start({0: prompt or self.engine.draw_prompt(self.np_random)}, [self.np_random])
         self._print([0])
-        return self.engine.prefixes.observation(0), self._reset_info(0)
+        return self.engine.episodes.observation(0), self._reset_info(0)
 
     def step(self, action: int | np.integer[Any]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append a token.
@@ -132,10 +148,10 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
         actions = as_actions("action", action)
         if actions.shape != ():
             raise ValueError(f"action={shown(action)} must be one integer, got shape {actions.shape}")
-        result = self.engine.step(actions.reshape(1), SLOT)
+        result = self.engine.step(actions.reshape(1), ACTIVE)
         self._print([0])
         return (
-            self.engine.prefixes.observation(0),
+            self.engine.episodes.observation(0),
             float(result.rewards[0]),
             bool(result.terminated[0]),
             bool(result.truncated[0]),

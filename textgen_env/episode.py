@@ -1,6 +1,6 @@
-"""What an episode is made of: a prompt, the prefix that grows from it, and the completion that is scored.
+"""What an episode is made of, and the state of n of them: who wrote which token, what it earned, how it ended.
 
-Numpy only. Nothing here knows a language model, a reward or Gymnasium.
+Numpy only. Nothing here knows a language model, a scorer or Gymnasium.
 """
 
 from __future__ import annotations
@@ -8,18 +8,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 class FinishReason(str, Enum):
-    """Why an episode ended: the agent's EOS token, a stop string in its text, or the length limit."""
+    """Why an episode ended: by the agent, by a limit, or by an environment that answers back.
+
+    Attributes:
+        EOS: the agent's EOS token (and no reply followed).
+        STOP: a stop string in the agent's text, or a turn string (and no reply followed).
+        LENGTH: `max_new_tokens`.
+        ENVIRONMENT: the environment terminated it.
+        HORIZON: the environment cut it at the task's horizon.
+        FAILED: the environment failed; such an episode is not scored, and nothing can be learned from it.
+    """
 
     EOS = "eos"
     STOP = "stop"
     LENGTH = "length"
+    ENVIRONMENT = "environment"
+    HORIZON = "horizon"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +59,23 @@ class Completion:
 
     Attributes:
         prompt: the prompt it answers.
-        text: the decoded response, without special tokens and without the stop string that ended it.
+        text: the decoded response, without special tokens and without the stop string that ended it; its turns joined.
         token_ids: the response's tokens as the agent chose them; the truth that `text` is a view of.
         finish_reason: why it ended; None while it is being written.
+        turns: what agent and environment said by turns, `{"role": "assistant" | "environment", "content": …}`; None
+            where no environment answers back.
     """
 
     prompt: Prompt
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
+    turns: tuple[dict[str, str], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step of m slots brought; every array is (m,), in the order of the rows that were stepped.
+    """What one step of n slots brought; every array is (n,), 0 or False in slots that were not stepped.
 
     Attributes:
         rewards: float64, the sum of the parts.
@@ -67,7 +83,8 @@ class StepResult:
         truncated: bool.
         reward_parts: float64 by name.
         ref_log_prob: float64, or None when no reference is on.
-        endings: for each position whose episode ended, the `info` of its end.
+        endings: by slot, the `info` of each episode that ended.
+        replies: by slot, what a reply of the environment adds to the `info`.
     """
 
     rewards: NDArray[np.float64]
@@ -76,73 +93,185 @@ class StepResult:
     reward_parts: dict[str, NDArray[np.float64]]
     ref_log_prob: NDArray[np.float64] | None
     endings: dict[int, dict[str, Any]]
+    replies: dict[int, Mapping[str, Any]]
 
 
-class Prefixes:
-    """The states of n episodes: right-padded token rows of width L = max_prompt_tokens + max_new_tokens.
+class Snapshot(NamedTuple):
+    """Where m playing slots stood before a step: what `Episodes.restore` cannot tell from what is there."""
 
-    Appending writes one column entry per row, so that its cost does not depend on how long the rows are.
+    lengths: NDArray[np.int64]
+    potentials: NDArray[np.float64]
+    environment_rewards: NDArray[np.float64]
+
+
+class Episodes:
+    """The states of n episodes, one row per slot: right-padded tokens of width L, and what is known of each.
+
+    Appending writes the new columns alone, so that its cost does not depend on how long the rows are.
 
     Attributes:
         input_ids: int64 (n, L); `pad_token_id` beyond a row's length.
         attention_mask: int8 (n, L); 1 on the row's tokens.
-        response_mask: int8 (n, L); 1 on the tokens that the agent wrote.
+        response_mask: int8 (n, L); 1 on the tokens that the agent wrote, wherever they stand.
         lengths: int64 (n,); tokens in each row.
         prompt_lengths: int64 (n,); how many of them are the prompt's.
+        prompts: what each slot's episode began with; None before its first.
+        playing: bool (n,); False before a reset and after the end of an episode.
+        finish_reasons: why it ended; None while it plays, before the first, and when it was cut from outside.
+        handovers: the columns at which somebody stopped writing, in order: the end of the prompt, of the environment's
+            opening, of the agent's first turn, of the reply, and so on by turns. Without an environment that writes,
+            the end of the prompt, twice.
+        environment_texts: what the environment wrote: its opening and its replies.
+        potentials: float64 (n, parts); the scorer's Φ of each episode so far, by part.
+        environment_rewards: float64 (n,); what the environment itself has paid in each episode so far.
+        token_rewards: float64 (n, L); what each of the agent's tokens earned, NaN elsewhere.
+        token_ref_log_probs, token_kls: the same for log π_ref and for the KL, in nats; NaN where unknown.
     """
 
-    def __init__(self, rows: int, width: int, pad_token_id: int) -> None:
+    def __init__(self, slots: int, width: int, pad_token_id: int, parts: int = 1) -> None:
         self.pad_token_id = pad_token_id
-        self.input_ids: NDArray[np.int64] = np.full((rows, width), pad_token_id, dtype=np.int64)
-        self.attention_mask: NDArray[np.int8] = np.zeros((rows, width), dtype=np.int8)
-        self.response_mask: NDArray[np.int8] = np.zeros((rows, width), dtype=np.int8)
-        self.lengths: NDArray[np.int64] = np.zeros(rows, dtype=np.int64)
-        self.prompt_lengths: NDArray[np.int64] = np.zeros(rows, dtype=np.int64)
+        self.input_ids: NDArray[np.int64] = np.full((slots, width), pad_token_id, dtype=np.int64)
+        self.attention_mask: NDArray[np.int8] = np.zeros((slots, width), dtype=np.int8)
+        self.response_mask: NDArray[np.int8] = np.zeros((slots, width), dtype=np.int8)
+        self.lengths: NDArray[np.int64] = np.zeros(slots, dtype=np.int64)
+        self.prompt_lengths: NDArray[np.int64] = np.zeros(slots, dtype=np.int64)
+        self.prompts: list[Prompt | None] = [None] * slots
+        self.playing: NDArray[np.bool_] = np.zeros(slots, dtype=np.bool_)
+        self.finish_reasons: list[FinishReason | None] = [None] * slots
+        self.handovers: list[list[int]] = [[0, 0] for _ in range(slots)]
+        self.environment_texts: list[list[str]] = [[""] for _ in range(slots)]
+        self.potentials: NDArray[np.float64] = np.zeros((slots, parts))
+        self.environment_rewards: NDArray[np.float64] = np.zeros(slots)
+        self.token_rewards, self.token_ref_log_probs, self.token_kls = (
+            np.full((slots, width), np.nan) for _ in range(3)
+        )
 
-    def start(self, row: int, token_ids: Sequence[int]) -> None:
-        """Replace a row by a prompt's tokens."""
-        length = len(token_ids)
-        self.input_ids[row, :length] = token_ids
-        self.input_ids[row, length:] = self.pad_token_id
-        self.attention_mask[row, :length] = 1
-        self.attention_mask[row, length:] = 0
-        self.response_mask[row] = 0
-        self.lengths[row] = self.prompt_lengths[row] = length
+    def __len__(self) -> int:
+        return len(self.lengths)
 
-    def append(self, rows: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
-        """Append one token of the agent's to each of the given rows."""
-        columns = self.lengths[rows]
-        self.input_ids[rows, columns] = token_ids
-        self.attention_mask[rows, columns] = 1
-        self.response_mask[rows, columns] = 1
-        self.lengths[rows] += 1
+    # --- what changes them --------------------------------------------------------------------------------------------
 
-    def undo(self, rows: NDArray[np.int64]) -> None:
-        """Take back the last `append` of the given rows."""
-        self.lengths[rows] -= 1
-        columns = self.lengths[rows]
-        self.input_ids[rows, columns] = self.pad_token_id
-        self.attention_mask[rows, columns] = 0
-        self.response_mask[rows, columns] = 0
+    def start(
+        self, slot: int, prompt: Prompt | None, token_ids: Sequence[int], opening: Sequence[int] = (), text: str = ""
+    ) -> None:
+        """Begin an episode: the row holds a prompt's tokens, then those of the environment's opening text."""
+        self._clear(slot, 0)
+        self.lengths[slot] = 0
+        self._write(slot, [*token_ids, *opening], by_agent=False)
+        self.prompt_lengths[slot] = len(token_ids)
+        self.handovers[slot] = [len(token_ids), len(token_ids) + len(opening)]
+        self.environment_texts[slot] = [text]
+        self.prompts[slot], self.finish_reasons[slot] = prompt, None
+        self.potentials[slot] = self.environment_rewards[slot] = 0.0
+        self.playing[slot] = True
+
+    def append(
+        self, slots: NDArray[np.int64], tokens: NDArray[np.int64] | Sequence[Sequence[int]], *, by_agent: bool
+    ) -> None:
+        """Append tokens to distinct slots.
+
+        Args:
+            slots: int64 (m,).
+            tokens: one per slot, int64 (m,), or a sequence of several for each.
+            by_agent: whether the agent wrote them.
+        """
+        if not isinstance(tokens, np.ndarray):
+            for slot, several in zip(slots.tolist(), tokens, strict=True):
+                self._write(slot, several, by_agent=by_agent)
+            return
+        columns = self.lengths[slots]
+        self.input_ids[slots, columns] = tokens
+        self.attention_mask[slots, columns] = 1
+        self.response_mask[slots, columns] = by_agent
+        self.lengths[slots] += 1
+
+    def reply(self, slot: int, token_ids: Sequence[int], text: str, reward: float) -> None:
+        """The agent's turn is over, and the environment writes these tokens, a text, and pays; then the next begins."""
+        turn_end = int(self.lengths[slot])
+        self._write(slot, token_ids, by_agent=False)
+        self.handovers[slot] += [turn_end, turn_end + len(token_ids)]
+        self.environment_texts[slot].append(text)
+        self.environment_rewards[slot] += reward
+
+    def end(self, slot: int, reason: FinishReason) -> None:
+        """End an episode."""
+        self.playing[slot], self.finish_reasons[slot] = False, reason
+
+    def snapshot(self, slots: NDArray[np.int64]) -> Snapshot:
+        """What `restore` needs to take back a step of these slots, all of which play."""
+        return Snapshot(self.lengths[slots], self.potentials[slots], self.environment_rewards[slots])
+
+    def restore(self, slots: NDArray[np.int64], before: Snapshot) -> None:
+        """Take back whatever happened to these slots since their snapshot, but a `start`."""
+        for slot, length in zip(slots.tolist(), before.lengths.tolist(), strict=True):
+            self._clear(slot, length)
+            self.finish_reasons[slot] = None
+            if self.handovers[slot][-1] > length:  # by a reply, since a turn has at least one token
+                del self.handovers[slot][-2:], self.environment_texts[slot][-1:]
+        self.lengths[slots], self.potentials[slots], self.environment_rewards[slots] = before
+        self.playing[slots] = True
+
+    def _write(self, slot: int, token_ids: Sequence[int], *, by_agent: bool) -> None:
+        start = int(self.lengths[slot])
+        end = start + len(token_ids)
+        self.input_ids[slot, start:end] = token_ids
+        self.attention_mask[slot, start:end] = 1
+        self.response_mask[slot, start:end] = by_agent
+        self.lengths[slot] = end
+
+    def _clear(self, slot: int, start: int) -> None:
+        """Nothing is known of the columns from `start` on."""
+        self.input_ids[slot, start:] = self.pad_token_id
+        self.attention_mask[slot, start:] = self.response_mask[slot, start:] = 0
+        for column in self.token_columns:
+            column[slot, start:] = np.nan
+
+    # --- what they tell -----------------------------------------------------------------------------------------------
+
+    @property
+    def token_columns(self) -> tuple[NDArray[np.float64], ...]:
+        """What is kept of each of the agent's tokens, (n, L): rewards, log π_ref, KL."""
+        return self.token_rewards, self.token_ref_log_probs, self.token_kls
 
     @property
     def response_lengths(self) -> NDArray[np.int64]:
         """int64 (n,): tokens that the agent has written in each row."""
-        return self.lengths - self.prompt_lengths
+        return self.response_mask.sum(axis=1, dtype=np.int64)
 
-    def response(self, row: int) -> NDArray[np.int64]:
+    def response(self, slot: int) -> NDArray[np.int64]:
         """The agent's tokens in a row, int64 (t,)."""
-        return self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]]
+        return self.input_ids[slot, self.response_mask[slot] == 1]
 
-    def halves(self, row: int) -> tuple[list[int], list[int]]:
-        """The tokens of a row's prompt and those that follow it."""
-        prompt, end = int(self.prompt_lengths[row]), int(self.lengths[row])
-        return self.input_ids[row, :prompt].tolist(), self.input_ids[row, prompt:end].tolist()
+    def per_token(self, slot: int, column: NDArray[np.float64]) -> NDArray[np.float64]:
+        """One of `token_columns` at the agent's tokens of a row, float64 (t,)."""
+        return column[slot, self.response_mask[slot] == 1]
 
-    def observation(self, row: int | slice | NDArray[np.int64] = slice(None)) -> dict[str, NDArray[Any]]:
+    def turns_taken(self, slot: int) -> int:
+        """How many turns the agent has completed and had answered."""
+        return len(self.handovers[slot]) // 2 - 1
+
+    def present_turn(self, slot: int) -> tuple[list[int], list[int]]:
+        """The tokens before the agent's present turn, and those of that turn."""
+        start, end = self.handovers[slot][-1], int(self.lengths[slot])
+        return self.input_ids[slot, :start].tolist(), self.input_ids[slot, start:end].tolist()
+
+    def turns(self, slot: int) -> list[tuple[int, int]]:
+        """The agent's turns, the present one too: (first column, column behind the last)."""
+        ends = [*self.handovers[slot], int(self.lengths[slot])]
+        return list(zip(ends[1::2], ends[2::2], strict=True))
+
+    def observation(self, slot: int | slice | NDArray[np.int64] = slice(None)) -> dict[str, NDArray[Any]]:
         """A copy of one row (L,), or of several (n, L), in the form of the observation space."""
         return {
-            "input_ids": self.input_ids[row].copy(),
-            "attention_mask": self.attention_mask[row].copy(),
-            "response_mask": self.response_mask[row].copy(),
+            "input_ids": self.input_ids[slot].copy(),
+            "attention_mask": self.attention_mask[slot].copy(),
+            "response_mask": self.response_mask[slot].copy(),
         }
+
+
+def mask_of(handovers: Sequence[int], length: int) -> list[int]:
+    """The response mask of a row of so many tokens: 1 between every second pair of handovers and at the end."""
+    mask = [0] * length
+    for start, end in list(pairwise([*handovers, length]))[1::2]:
+        mask[start:end] = [1] * (end - start)
+    return mask

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from textgen_env.episode import Prefixes
+from textgen_env.episode import Episodes
 from textgen_env.kl import check_estimator, estimate_kl, full_kl
 from textgen_env.lm.sampling import SamplingParams, warp_logits
 from textgen_env.notices import shown, warn_user
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from textgen_env.lm.language_model import LanguageModel
     from textgen_env.lm.prefix_cache import PrefixCache
 
-Policy: TypeAlias = "Callable[[Prefixes, NDArray[np.int64]], torch.Tensor]"
+Policy: TypeAlias = "Callable[[Episodes, NDArray[np.int64]], torch.Tensor]"
 
 UNBOUND_WARNING = (
     "kl_coef={coef} but the policy is unknown to the environment, so the reward holds β·log π_ref(a|s) alone: the "
@@ -50,7 +50,7 @@ KL_REMEDY = "the policy gives probability to a token to which the reference give
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What m actions cost; float64 (m,) arrays in nats, None where unknown.
+    """What the actions of a step cost; float64 (n,) arrays in nats, 0 in slots that are not stepped; None if unknown.
 
     Attributes:
         ref_log_prob: log π_ref(a|s).
@@ -132,9 +132,9 @@ class KLPenalty:
         """Whether a step has to ask the reference for its log-probabilities."""
         return self.report if self.delegated else self.coef > 0
 
-    def ref_logits(self, prefixes: Prefixes, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Raw next-token logits of the reference at the given rows, (m, V) float32; memoised by prefix."""
-        return cached_logits(self.cache, prefixes, rows)
+    def ref_logits(self, episodes: Episodes, slots: NDArray[np.int64]) -> torch.Tensor:
+        """Raw next-token logits of the reference of the given slots, (m, V) float32; memoised by prefix."""
+        return cached_logits(self.cache, episodes, slots)
 
     @property
     def cache(self) -> PrefixCache:
@@ -166,7 +166,7 @@ class KLPenalty:
             self.top_k = before
 
     def likely(
-        self, prefixes: Prefixes, rows: NDArray[np.int64], allowed: NDArray[np.bool_] | None
+        self, episodes: Episodes, slots: NDArray[np.int64], allowed: NDArray[np.bool_] | None
     ) -> NDArray[np.bool_]:
         """Which actions lie in the reference's top-p set and among its k likeliest, bool (m, V), of the allowed ones.
 
@@ -175,11 +175,11 @@ class KLPenalty:
         """
         mask = None if allowed is None else torch.from_numpy(allowed)
         warped = warp_logits(
-            self.ref_logits(prefixes, rows), SamplingParams(self.temperature, top_p=self.top_p), mask=mask
+            self.ref_logits(episodes, slots), SamplingParams(self.temperature, top_p=self.top_p), mask=mask
         )
         best = warped.max(dim=-1).values.cpu().numpy()  # NaN where any is
         if not np.isfinite(best).all():
-            slot = rows[~np.isfinite(best)][0]
+            slot = slots[~np.isfinite(best)][0]
             raise ValueError(f"slot {slot}: the reference {self.reference.source!r} has logits that are not finite")
         inside = warped > -torch.inf
         if 0 < self.top_k < warped.shape[-1]:
@@ -188,17 +188,17 @@ class KLPenalty:
 
     def price(
         self,
-        prefixes: Prefixes,
-        rows: NDArray[np.int64],
+        episodes: Episodes,
+        slots: NDArray[np.int64],
         actions: NDArray[np.int64],
         masks: NDArray[np.bool_] | None,
     ) -> Price:
-        """Price one action at each of m prefixes, before it is appended.
+        """Price the actions of m slots, before they are appended.
 
         Args:
-            prefixes: the states.
-            rows: int64 (m,), whose actions these are.
-            actions: int64 (m,).
+            episodes: the states of n slots.
+            slots: int64 (m,), which of them are stepped.
+            actions: int64 (n,).
             masks: bool (m, V) of the allowed actions, or None; applied to policy and reference alike.
 
         Raises:
@@ -207,40 +207,39 @@ class KLPenalty:
         if not self.active:
             return Price()
         with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
-            chosen = torch.from_numpy(actions)[:, None]
-            ref = self._warp(self.ref_logits(prefixes, rows), masks)
+            chosen, each = actions[slots], partial(_on_slots, slots, len(actions))
+            ref = self._warp(self.ref_logits(episodes, slots), masks)
             ref_log_prob = _log_prob(ref, chosen)
-            _check(
-                ref_log_prob, rows, actions, f"log π_ref(a|s) of the reference {self.reference.source!r}", REF_REMEDY
-            )
+            what = f"log π_ref(a|s) of the reference {self.reference.source!r}"
+            _check(ref_log_prob, slots, chosen, what, REF_REMEDY)
             if self.delegated:
-                return Price(ref_log_prob)
+                return Price(each(ref_log_prob))
             if self.policy is None:
                 self._warn_unbound()
-            kl = None if self.policy is None else self._kl(prefixes, rows, actions, masks, ref, ref_log_prob)
+            kl = None if self.policy is None else self._kl(episodes, slots, chosen, masks, ref, ref_log_prob)
             reward = self.coef * ref_log_prob if kl is None else -self.coef * kl
-        _check(reward, rows, actions, f"the KL part of the reward with kl_coef={self.coef}", "lower kl_coef")
-        return Price(ref_log_prob, kl, reward)
+        _check(reward, slots, chosen, f"the KL part of the reward with kl_coef={self.coef}", "lower kl_coef")
+        return Price(each(ref_log_prob), None if kl is None else each(kl), each(reward))
 
     def _kl(
         self,
-        prefixes: Prefixes,
-        rows: NDArray[np.int64],
+        episodes: Episodes,
+        slots: NDArray[np.int64],
         actions: NDArray[np.int64],
         masks: NDArray[np.bool_] | None,
         ref: torch.Tensor,
         ref_log_prob: NDArray[np.float64],
     ) -> NDArray[np.float64]:
-        """The bound policy's KL at each prefix, (m,), by the chosen estimator."""
+        """The bound policy's KL at each of the m prefixes, (m,), by the chosen estimator."""
         assert self.policy is not None
-        logits = self._warp(self.policy(prefixes, rows).to(ref.device), masks)
-        log_prob = _log_prob(logits, torch.from_numpy(actions)[:, None])
-        _check(log_prob, rows, actions, "log π(a|s) of the bound policy", POLICY_REMEDY)
+        logits = self._warp(self.policy(episodes, slots).to(ref.device), masks)
+        log_prob = _log_prob(logits, actions)
+        _check(log_prob, slots, actions, "log π(a|s) of the bound policy", POLICY_REMEDY)
         if self.estimator == "full":
             kl = full_kl(logits, ref).double().cpu().numpy()
         else:
             kl = estimate_kl(self.estimator, log_prob, ref_log_prob)
-        _check(kl, rows, actions, f"the KL by kl_estimator={self.estimator!r}", KL_REMEDY)
+        _check(kl, slots, actions, f"the KL by kl_estimator={self.estimator!r}", KL_REMEDY)
         return kl
 
     def _warp(self, logits: torch.Tensor, masks: NDArray[np.bool_] | None) -> torch.Tensor:
@@ -258,27 +257,35 @@ class KLPenalty:
             warn_user(UNBOUND_WARNING.format(coef=self.coef))
 
 
-def cached_logits(cache: PrefixCache, prefixes: Prefixes, rows: NDArray[np.int64]) -> torch.Tensor:
-    """Raw next-token logits at the given rows, (m, V): the `Policy` of a language model's cache."""
-    if not len(rows):  # no slot is stepped
+def cached_logits(cache: PrefixCache, episodes: Episodes, slots: NDArray[np.int64]) -> torch.Tensor:
+    """Raw next-token logits of the given slots, (m, V): the `Policy` of a language model's cache."""
+    if not len(slots):  # no slot is stepped
         return torch.zeros(0, cache.vocab_size or 0)
-    return cache.next_logits(prefixes.input_ids[rows], prefixes.lengths[rows], rows)
+    return cache.next_logits(episodes.input_ids[slots], episodes.lengths[slots], slots)
 
 
 def _check(
-    values: NDArray[np.float64], rows: NDArray[np.int64], actions: NDArray[np.int64], what: str, remedy: str
+    values: NDArray[np.float64], slots: NDArray[np.int64], actions: NDArray[np.int64], what: str, remedy: str
 ) -> None:
     """Every value is a finite number, or a ValueError says for which slot and action it is not, and what may help."""
     if not np.isfinite(values).all():
         at = int(np.isfinite(values).argmin())
         raise ValueError(
-            f"slot {rows[at]}, action {actions[at]}: {what} is {values[at]}, not a finite number; {remedy}. "
+            f"slot {slots[at]}, action {actions[at]}: {what} is {values[at]}, not a finite number; {remedy}. "
             "No slot has moved"
         )
 
 
-def _log_prob(logits: torch.Tensor, chosen: torch.Tensor) -> NDArray[np.float64]:
-    log_prob = logits.gather(-1, chosen.to(logits.device)).squeeze(-1) - logits.logsumexp(dim=-1)
+def _on_slots(slots: NDArray[np.int64], n: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(m,) values of some slots → (n,), 0 in the others."""
+    spread = np.zeros(n)
+    spread[slots] = values
+    return spread
+
+
+def _log_prob(logits: torch.Tensor, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+    chosen = torch.from_numpy(actions)[:, None].to(logits.device)
+    log_prob = logits.gather(-1, chosen).squeeze(-1) - logits.logsumexp(dim=-1)
     return log_prob.double().cpu().numpy()
 
 
@@ -296,14 +303,14 @@ def policy_from_function(function: Callable[[dict[str, Any]], Any], vocab_size: 
         ValueError: (when called) logits of another shape, or NaN.
     """
 
-    def policy(prefixes: Prefixes, rows: NDArray[np.int64]) -> torch.Tensor:
-        if not len(rows):  # no slot is stepped
+    def policy(episodes: Episodes, slots: NDArray[np.int64]) -> torch.Tensor:
+        if not len(slots):  # no slot is stepped
             return torch.zeros(0, vocab_size)
         if batched:
-            answers = [_as_logits(function(prefixes.observation(rows)))]
+            answers = [_as_logits(function(episodes.observation(slots)))]
         else:
-            answers = [_as_logits(function(prefixes.observation(int(row)))) for row in rows]
-        wanted = (len(rows), vocab_size) if batched else (vocab_size,)
+            answers = [_as_logits(function(episodes.observation(int(slot)))) for slot in slots]
+        wanted = (len(slots), vocab_size) if batched else (vocab_size,)
         for logits in answers:
             if logits.dim() != len(wanted) or logits.shape[:-1] != wanted[:-1] or logits.shape[-1] < vocab_size:
                 raise ValueError(f"the bound policy returned logits of shape {tuple(logits.shape)}; expected {wanted}")

@@ -89,6 +89,30 @@ def readable(messages: Sequence[Message]) -> str:
     return str((users or messages)[-1]["content"])
 
 
+def turn_frame(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
+    """What a chat template writes around the user's next message: behind the assistant's text, and up to its next.
+
+    Args:
+        tokenizer: with the template.
+        messages: the conversation so far, which the assistant answers.
+
+    Raises:
+        ValueError: with two more messages the template writes the earlier ones otherwise (some drop what assistants
+            thought), so that what was generated would not be what is read; or it refuses them.
+    """
+    before, said, reply = render_chat(tokenizer, messages), "<think>why</think>so", "REPLY"
+    more = [{"role": "assistant", "content": said}, {"role": "user", "content": reply}]
+    whole = render_chat(tokenizer, [*messages, *more])
+    head, found, tail = whole.removeprefix(before + said).rpartition(reply)
+    if not whole.startswith(before + said) or not found:
+        raise ValueError(
+            "the chat template rewrites earlier messages when a conversation goes on (instead of "
+            f"{before + said!r:.300} it then has {whole!r:.300}), so that no environment can answer back: take a "
+            "template that keeps them, or write the prompt as a text"
+        )
+    return head, tail
+
+
 def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:
     """A conversation as the model reads it, special tokens included, up to where the assistant begins to write.
 

@@ -44,7 +44,7 @@ class Frame:
 
     Attributes:
         prompt: Text of the prompt.
-        pieces: Text of each response token; T of them.
+        pieces: Text of each response token, or of what the environment wrote in between; T of them.
         rewards: Reward of each token (T,).
         ref_log_probs: Log probability of each token under the reference model, in nats (T,), if known.
         kls: KL of policy and reference at each token, in nats (T,), if known.
@@ -52,6 +52,8 @@ class Frame:
         finish_reason: "eos", "stop", "length", or ``None`` while the episode runs.
         score: Score of the whole response, once there is one.
         reward_parts: Named parts that add up to the score.
+        by_agent: Whether each piece is a token of the agent's (T,); ``None`` where all are. The numbers of the others
+            are not looked at.
 
     Raises:
         ValueError: A series has not one number a piece.
@@ -66,11 +68,25 @@ class Frame:
     finish_reason: str | None = None
     score: float | None = None
     reward_parts: Mapping[str, float] = field(default_factory=dict)
+    by_agent: Sequence[bool] | None = None
 
     def __post_init__(self) -> None:
         for name, numbers in self.series().items():
             if len(numbers) != len(self.pieces):
                 raise ValueError(f"{name} series has {len(numbers)} numbers; expected {len(self.pieces)}, one a piece")
+        if self.by_agent is not None and len(self.by_agent) != len(self.pieces):
+            raise ValueError(f"by_agent has {len(self.by_agent)} entries; expected {len(self.pieces)}, one a piece")
+
+    @property
+    def agent_pieces(self) -> list[int]:
+        """Which pieces are the agent's tokens, in order."""
+        return [at for at in range(len(self.pieces)) if self.by_agent is None or self.by_agent[at]]
+
+    def tints(self, numbers: Sequence[float]) -> list[float | None]:
+        """The colour of each piece (:func:`tints`); ``None`` where the environment wrote it."""
+        own = self.agent_pieces
+        colours = dict(zip(own, tints([numbers[at] for at in own]), strict=True))
+        return [colours.get(at) for at in range(len(self.pieces))]
 
     def series(self) -> dict[str, Sequence[float]]:
         """The per-token numbers that are known, by the name shown to readers."""
@@ -119,10 +135,11 @@ def summary(frame: Frame) -> str:
         facts.append(f"finish {visible(frame.finish_reason)}")
     elif frame.score is None:
         facts.append("running")
-    facts.append(f"{len(frame.pieces)} token{'' if len(frame.pieces) == 1 else 's'}")
-    facts.append(f"return {sum(frame.rewards):.3g}")
+    own = frame.agent_pieces
+    facts.append(f"{len(own)} token{'' if len(own) == 1 else 's'}")
+    facts.append(f"return {sum(frame.rewards[at] for at in own):.3g}")
     if frame.kls is not None:
-        facts.append(f"KL {sum(frame.kls):.3g}")
+        facts.append(f"KL {sum(frame.kls[at] for at in own):.3g}")
     return " · ".join(facts).replace("\n", "↵")
 
 
@@ -146,12 +163,14 @@ def _marked(piece: str) -> str:
 def render_ansi(frame: Frame) -> str:
     """The episode as text with 24-bit colour codes: prompt dim, each token on its reward's colour, summary below.
 
-    Red is negative, blue positive; a token that earned exactly nothing keeps the terminal's own colours.
+    Red is negative, blue positive; a token that earned exactly nothing keeps the terminal's own colours. What the
+    environment wrote is dim and italic.
     """
-    prompt = "\n".join(f"\x1b[2m{line}\x1b[0m" if line else "" for line in visible(frame.prompt).split("\n"))
     response = "".join(
-        _ansi_token(_marked(piece), tint) for piece, tint in zip(frame.pieces, tints(frame.rewards), strict=True)
+        _ansi_token(_marked(piece), tint) if tint is not None else _ansi_lines("\x1b[2;3m", visible(piece))
+        for piece, tint in zip(frame.pieces, frame.tints(frame.rewards), strict=True)
     )
+    prompt = _ansi_lines("\x1b[2m", visible(frame.prompt))
     return f"{prompt}{response}\n\n{summary(frame)}"
 
 
@@ -159,9 +178,12 @@ def _ansi_token(text: str, tint: float) -> str:
     if tint == 0.0:
         return text
     background, ink = _colours(tint)
-    start = "\x1b[38;2;{};{};{};48;2;{};{};{}m".format(*ink, *background)
-    # Colours end before a line break: terminals would paint the rest of the line.
-    return "\n".join(f"{start}{line}\x1b[0m" if line else "" for line in text.split("\n"))
+    return _ansi_lines("\x1b[38;2;{};{};{};48;2;{};{};{}m".format(*ink, *background), text)
+
+
+def _ansi_lines(style: str, text: str) -> str:
+    """Text in a style, which ends before each line break: terminals would paint the rest of the line."""
+    return "\n".join(f"{style}{line}\x1b[0m" if line else "" for line in text.split("\n"))
 
 
 # --- picture ------------------------------------------------------------------------------------------------------
@@ -207,13 +229,8 @@ Run = tuple[int, float, float, str, RGB | None, RGB]
 
 def _lay_out(frame: Frame, font: Any, width: int) -> Iterator[Run]:
     """Break prompt and tokens into lines at most ``width`` pixels wide."""
-    words = [(word, None, _GREY) for word in _words(visible(frame.prompt))]
-    tokens = [
-        (_marked(piece), *(_colours(tint) if tint else (None, _BLACK)))
-        for piece, tint in zip(frame.pieces, tints(frame.rewards), strict=True)
-    ]
     line, left = 0, 0.0
-    for text, background, ink in [*words, *tokens]:
+    for text, background, ink in _coloured(frame):
         for row, part in enumerate(text.split("\n")):
             if row:
                 line, left = line + 1, 0.0
@@ -224,6 +241,16 @@ def _lay_out(frame: Frame, font: Any, width: int) -> Iterator[Run]:
                     length = font.getlength(chunk)
                 yield line, left, left + length, chunk, background, ink
                 left += length
+
+
+def _coloured(frame: Frame) -> Iterator[tuple[str, RGB | None, RGB]]:
+    """Text, background and ink of each word of the prompt and of the environment, which are grey, and each token."""
+    yield from ((word, None, _GREY) for word in _words(visible(frame.prompt)))
+    for piece, tint in zip(frame.pieces, frame.tints(frame.rewards), strict=True):
+        if tint is None:
+            yield from ((word, None, _GREY) for word in _words(visible(piece)))
+        else:
+            yield (_marked(piece), *(_colours(tint) if tint else (None, _BLACK)))
 
 
 def _words(text: str) -> list[str]:
@@ -262,6 +289,7 @@ article { margin: 1.2rem 0; padding: 1.1rem 1.3rem; background: var(--card); bor
           border-radius: .7rem; }
 p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 p > q { color: var(--dim); quotes: none; }
+p > q.reply { font-style: italic; }
 footer { margin-top: .8rem; padding-top: .6rem; border-top: 1px solid var(--line); color: var(--dim);
          font-size: .88rem; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 b { font-weight: inherit; position: relative; border-radius: .2rem; background:
@@ -297,14 +325,18 @@ def render_html(frames: Sequence[Frame], *, title: str = "Episodes") -> str:
 
 
 def _html_episode(frame: Frame) -> str:
-    tinted = {name: tints(numbers) for name, numbers in frame.series().items()}
-    tokens = "".join(_html_token(frame, tinted, at) for at in range(len(frame.pieces)))
+    tinted = {name: frame.tints(numbers) for name, numbers in frame.series().items()}
+    own = {at: number for number, at in enumerate(frame.agent_pieces, 1)}
+    tokens = "".join(
+        _html_token(frame, tinted, at, own[at]) if at in own else f'<q class="reply">{escape(visible(piece))}</q>'
+        for at, piece in enumerate(frame.pieces)
+    )
     prompt = escape(visible(frame.prompt))
     return f"<article>\n<p><q>{prompt}</q>{tokens}</p>\n<footer>{escape(summary(frame))}</footer>\n</article>\n"
 
 
-def _html_token(frame: Frame, tinted: Mapping[str, Sequence[float]], at: int) -> str:
+def _html_token(frame: Frame, tinted: Mapping[str, Sequence[float | None]], at: int, number: int) -> str:
     style = ";".join(f"--{name}:{strengths[at]:.2f}" for name, strengths in tinted.items())
     numbers = [f"{name:<10}{series[at]: .4g}" for name, series in frame.series().items()]
-    tip = escape("\n".join([f"token {at + 1}", *numbers])).replace("\n", "&#10;")
+    tip = escape("\n".join([f"token {number}", *numbers])).replace("\n", "&#10;")
     return f'<b style="{style}" data-tip="{tip}">{escape(_marked(frame.pieces[at]))}</b>'

@@ -1,4 +1,4 @@
-"""What responses are paid by the scorer: its parts as potentials of the slots, asked for once per step, and checked.
+"""What responses are paid by the scorer: the growth of its parts, asked for once per step, and checked.
 
 The KL penalty is `kl_penalty.py`'s, when episodes end the engine's to say, and what a scorer is stands in `scorers/`.
 """
@@ -25,20 +25,19 @@ class Reward:
     Args:
         scorer: a name, a mapping or a callable, see `get_scorer`; its models are loaded.
         prompts: whose references it may fit itself to (CIDEr's document frequencies).
-        slots: n.
+        turns: whether an environment answers back, which scorers are shown as `turns`.
 
     Attributes:
         scorer: as it was given, or made of what was given.
         bound: the same with everything that scorers may have.
         part_names: of what the score is the sum.
-        potentials: float64 (n, parts), Φ of each slot's running episode.
         taken: the names of columns that the scorer cannot be handed.
 
     Raises:
-        ValueError: the scorer has a part named "kl".
+        ValueError: the scorer has a part named "kl", or with turns "environment".
     """
 
-    def __init__(self, scorer: Any, prompts: Sequence[Prompt], slots: int) -> None:
+    def __init__(self, scorer: Any, prompts: Sequence[Prompt], *, turns: bool = False) -> None:
         self.scorer = get_scorer(scorer)
         self.bound = as_scorer(self.scorer, part_name="score")
         self.bound.load_models()
@@ -46,38 +45,40 @@ class Reward:
         self.part_names = self.bound.part_names
         if "kl" in self.part_names:
             raise ValueError(f"scorer {scorer!r} has a part named 'kl', which is the KL penalty's name")
-        self.potentials: NDArray[np.float64] = np.zeros((slots, len(self.part_names)))
-        self.taken = taken_names(self.scorer)
+        if turns and "environment" in self.part_names:
+            raise ValueError(f"scorer {scorer!r} has a part named 'environment', which is what the responder pays")
+        self.taken = taken_names(self.scorer) | ({"turns"} if turns else set())
 
     @property
     def dense(self) -> bool:
         """Whether the scorer is asked after every token."""
         return self.bound.dense
 
-    def parts(self, rows: NDArray[np.int64], completions: Mapping[int, Completion]) -> dict[str, NDArray[np.float64]]:
-        """What each of the rows is paid in this step, by part: float64 (m,); 0 where the scorer is not asked.
+    def parts(
+        self, potentials: NDArray[np.float64], completions: Mapping[int, Completion]
+    ) -> dict[str, NDArray[np.float64]]:
+        """What each slot is paid in this step, by part: float64 (n,); 0 where the scorer is not asked.
 
         Args:
-            rows: int64 (m,), distinct.
-            completions: of the rows that are to be scored, by row; their potentials move.
+            potentials: float64 (n, parts), Φ so far; those of the slots that are asked for move.
+            completions: what is to be scored, by slot.
 
         Raises:
             ScorerError: the scorer failed.
         """
-        parts = {name: np.zeros(len(rows)) for name in self.part_names}
-        asked = [at for at, row in enumerate(rows.tolist()) if row in completions]
-        if not asked:
+        parts = {name: np.zeros(len(potentials)) for name in self.part_names}
+        if not completions:
             return parts
-        scored = self._ask([completions[row] for row in rows[asked].tolist()])
+        slots, scored = list(completions), self._ask(list(completions.values()))
         for index, name in enumerate(self.part_names):
-            potentials = np.asarray(scored[name], dtype=np.float64)
+            values = np.asarray(scored[name], dtype=np.float64)
             with np.errstate(over="ignore"):  # a growth that overflows is told by `total`
-                parts[name][asked] = potentials - self.potentials[rows[asked], index]
-            self.potentials[rows[asked], index] = potentials
+                parts[name][slots] = values - potentials[slots, index]
+            potentials[slots, index] = values
         return parts
 
-    def total(self, rows: NDArray[np.int64], parts: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The rewards: what all parts add up to, one finite number per row.
+    def total(self, parts: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """The rewards: what all parts add up to, one finite number per slot, float64 (n,).
 
         Raises:
             ScorerError: a sum is not finite.
@@ -85,23 +86,23 @@ class Reward:
         # Python's sum, as a reader of `reward_parts` would take it: newer Pythons round it better than numpy does.
         rewards = np.array([sum(values) for values in zip(*(part.tolist() for part in parts.values()), strict=True)])
         if not np.isfinite(rewards).all():
-            at = int(np.isfinite(rewards).argmin())
-            named = {name: float(part[at]) for name, part in parts.items()}
+            slot = int(np.isfinite(rewards).argmin())
+            named = {name: float(part[slot]) for name, part in parts.items()}
             raise ScorerError(
-                f"scorer {scorer_name(self.scorer)!r}: slot {rows[at]} would be paid {rewards[at]}, the sum of {named}"
+                f"scorer {scorer_name(self.scorer)!r}: slot {slot} would be paid {rewards[slot]}, the sum of {named}"
                 "; a reward is a finite number: scale the scores down"
             )
         return rewards
 
-    def score(self, row: int) -> float:
-        """The score of a slot's episode so far: the sum of its potentials.
+    def score(self, paid: Sequence[float], slot: int) -> float:
+        """The score of a slot's episode so far: the sum of its potentials and of what its environment has paid.
 
         Raises:
             ScorerError: it is not finite.
         """
-        score = float(sum(self.potentials[row].tolist()))
+        score = float(sum(paid))
         if not np.isfinite(score):
-            raise ScorerError(f"scorer {scorer_name(self.scorer)!r}: slot {row} has the score {score}; scale it down")
+            raise ScorerError(f"scorer {scorer_name(self.scorer)!r}: slot {slot} has the score {score}; scale it down")
         return score
 
     def counters(self) -> dict[str, float] | None:
@@ -119,6 +120,8 @@ class Reward:
         if any(completion.prompt.messages for completion in completions):
             extra["messages"] = [_messages(completion.prompt) for completion in completions]
         extra["completion_ids"] = [list(completion.token_ids) for completion in completions]
+        if any(completion.turns is not None for completion in completions):
+            extra["turns"] = [[dict(turn) for turn in completion.turns or ()] for completion in completions]
         extra["finish_reasons"] = [c.finish_reason.value if c.finish_reason else None for c in completions]
         scored = score_parts(
             self.bound,
@@ -131,6 +134,11 @@ class Reward:
         if tuple(scored) != self.part_names:
             raise ValueError(f"scorer {self.scorer!r} returned parts {tuple(scored)}, expected {self.part_names}")
         return scored
+
+
+def unscored(completions: Sequence[str], **_: Any) -> list[float]:
+    """The scorer of an environment that pays by itself."""
+    return [0.0] * len(completions)
 
 
 def _messages(prompt: Prompt) -> Any:

@@ -1,4 +1,4 @@
-"""Texts that end an episode, and the text that is left of a response once they are cut off.
+"""Texts that end an episode or a turn, and the text that is left of a response once they are cut off.
 
 A stop string is looked for in the response's text. Special tokens have no text, so that one which names special tokens
 ("<|im_end|>", "<bos>") is looked for among the tokens too.
@@ -24,24 +24,26 @@ class SpecialStop(NamedTuple):
 class StopStrings:
     """Texts that end an episode once the response contains one; the response's text is cut before it.
 
-    The text of a response is what it adds to the prompt: a stop string that begins in the prompt is none.
+    The text of a response is what it adds to the prompt: a stop string that begins in the prompt is none. Where the
+    environment answers back, "prompt" is all that was written before the agent's present turn.
 
     Args:
         texts: the stop strings; none may be empty.
         model: whose tokens responses are made of.
+        argument: where the texts come from, for errors.
 
     Raises:
         ValueError: a stop string is a token that the model has no row for.
     """
 
-    def __init__(self, texts: Sequence[str], model: LanguageModel) -> None:
+    def __init__(self, texts: Sequence[str], model: LanguageModel, argument: str = "stop_strings") -> None:
         self._texts = tuple(texts)
         self._model = model
         vocabulary = model.tokenizer.get_vocab() if texts else {}
         for text in self._texts:
             if vocabulary.get(text, 0) >= model.vocab_size:
                 raise ValueError(
-                    f"stop_strings: {text!r} is token {vocabulary[text]} of the tokenizer, but {model.source!r} has "
+                    f"{argument}: {text!r} is token {vocabulary[text]} of the tokenizer, but {model.source!r} has "
                     f"{model.vocab_size} tokens and can never write it; call model.resize_token_embeddings first"
                 )
         special = model.token_text.special_tokens if texts else {}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from textgen_env.action_masks import check_slots
 from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, check_seed, prompt_choice
 from textgen_env.config import spelled_out
-from textgen_env.engine import Rows
+from textgen_env.engine import Slots
 from textgen_env.episode import Prompt, StepResult
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.messages import is_conversation
@@ -93,21 +93,22 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
             TypeError, ValueError, IndexError: a seed, option or prompt that is none; nothing has changed.
         """
         choices = self._prompt_choices(options)
-        rows, seeds = np.flatnonzero(self._reset_mask(options)), self._seeds(seed)
-        self._note_cut(rows.tolist(), meant=any(given is not None for given in (*seeds, *choices)))
-        for row in rows.tolist():
-            if seeds[row] is not None:
-                self._generators()[row] = seeding.np_random(seeds[row])[0]
-        self._start(rows, choices)
+        slots, seeds = np.flatnonzero(self._reset_mask(options)), self._seeds(seed)
+        self._note_cut(slots.tolist(), meant=any(given is not None for given in (*seeds, *choices)))
+        for slot in slots.tolist():
+            if seeds[slot] is not None:
+                self._generators()[slot] = seeding.np_random(seeds[slot])[0]
         infos: dict[str, Any] = {}
-        for row in rows.tolist():
-            infos = self._add_info(infos, self._reset_info(row), row)
-        return self.engine.prefixes.observation(), infos
+        self._start(slots, infos, choices)
+        return self.engine.episodes.observation(), infos
 
-    def _start(self, rows: Rows, choices: Sequence[Prompt | None] | None = None) -> None:
+    def _start(self, slots: Slots, infos: dict[str, Any], choices: Sequence[Prompt | None] | None = None) -> None:
         generators, engine = self._generators(), self.engine
-        engine.start({row: (choices and choices[row]) or engine.draw_prompt(generators[row]) for row in rows.tolist()})
-        self._terminated[rows] = self._truncated[rows] = False
+        prompts = {slot: (choices and choices[slot]) or engine.draw_prompt(generators[slot]) for slot in slots.tolist()}
+        engine.start(prompts, generators)
+        self._terminated[slots] = self._truncated[slots] = False
+        for slot in slots.tolist():
+            self._add_info(infos, self._reset_info(slot), slot)
 
     def _seeds(self, seed: Any) -> Sequence[int | None]:
         if seed is None:
@@ -160,52 +161,40 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
             raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}")
         ended = self._terminated | self._truncated
         restarting = ended if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
-        rows = np.flatnonzero(~restarting & (actions != NOOP))
-        result = self.engine.step(actions[rows], rows)
-        rewards = np.zeros(self.num_envs)
-        rewards[rows] = result.rewards
-        self._terminated[rows], self._truncated[rows] = result.terminated, result.truncated
+        active = ~restarting & (actions != NOOP)
+        result = self.engine.step(actions, active)
+        np.copyto(self._terminated, result.terminated, where=active)
+        np.copyto(self._truncated, result.truncated, where=active)
         terminated, truncated = self._terminated & ~restarting, self._truncated & ~restarting
-        infos = self._infos(result, rows)
-        self._print(rows[at] for at in result.endings)
+        infos = self._infos(result, active)
+        self._print(result.endings)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            restarting[list(result.endings)] = True
         if restarting.any():
-            self._restart(np.flatnonzero(restarting), infos)
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and result.endings:
-            self._restart(rows[sorted(result.endings)], infos)
-        return self.engine.prefixes.observation(), rewards, terminated, truncated, infos
+            self._start(np.flatnonzero(restarting), infos)
+        return self.engine.episodes.observation(), result.rewards, terminated, truncated, infos
 
-    def _restart(self, rows: Rows, infos: dict[str, Any]) -> None:
-        self._start(rows)
-        for row in rows.tolist():
-            self._add_info(infos, self._reset_info(row), row)
-
-    def _infos(self, result: StepResult, rows: Rows) -> dict[str, Any]:
+    def _infos(self, result: StepResult, active: NDArray[np.bool_]) -> dict[str, Any]:
         """Gymnasium's dictionary of arrays with `_key` masks, filled by column, which is what keeps a step cheap."""
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
-        stays = np.array([not (same_step and at in result.endings) for at in range(len(rows))], dtype=np.bool_)
+        stays = active.copy()
+        if same_step:
+            stays[list(result.endings)] = False
         infos: dict[str, Any] = {}
         if stays.any():
-            mask = np.zeros(self.num_envs, dtype=np.bool_)
-            mask[rows[stays]] = True
             parts: dict[str, Any] = {}
             for name, values in result.reward_parts.items():
-                parts[name], parts[f"_{name}"] = self._column(values, rows, stays), mask.copy()
-            infos["reward_parts"], infos["_reward_parts"] = parts, mask.copy()
+                parts[name], parts[f"_{name}"] = np.where(stays, values, 0.0), stays.copy()
+            infos["reward_parts"], infos["_reward_parts"] = parts, stays.copy()
             if result.ref_log_prob is not None:
-                infos["ref_logprob"], infos["_ref_logprob"] = self._column(result.ref_log_prob, rows, stays), mask
-        for at, ending in result.endings.items():
-            row = int(rows[at])
-            if same_step:
-                final = {"final_obs": self.engine.prefixes.observation(row), "final_info": self._step_info(result, at)}
-                self._add_info(infos, final, row)
+                infos["ref_logprob"], infos["_ref_logprob"] = np.where(stays, result.ref_log_prob, 0.0), stays
+        for slot in sorted({*result.endings, *result.replies}):
+            if same_step and slot in result.endings:
+                final_obs = self.engine.episodes.observation(slot)
+                self._add_info(infos, {"final_obs": final_obs, "final_info": self._step_info(result, slot)}, slot)
             else:
-                self._add_info(infos, ending, row)
+                self._add_info(infos, {**result.replies.get(slot, {}), **result.endings.get(slot, {})}, slot)
         return infos
-
-    def _column(self, values: NDArray[np.float64], rows: Rows, stays: NDArray[np.bool_]) -> NDArray[np.float64]:
-        column = np.zeros(self.num_envs)
-        column[rows[stays]] = values[stays]
-        return column
 
     def abandon(self, slots: NDArray[np.int64]) -> None:
         """End the running episodes of some slots without a score; they wait for their reset (autoreset_mode DISABLED).
@@ -213,8 +202,8 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
         What a wrapper that truncates leaves behind: to the environment such an episode is still running. Slots whose
         episode has ended stay as they are.
         """
-        running = slots[self.engine.playing[slots]]
-        self.engine.playing[running] = False
+        running = slots[self.engine.episodes.playing[slots]]
+        self.engine.episodes.playing[running] = False
         self._truncated[running] = True
 
     # --- the rest -----------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def same_vocabulary(model: LanguageModel, reference: LanguageModel, role: str = 
     )
 
 
-def fits_positions(model: LanguageModel, max_prompt_tokens: int, max_new_tokens: int) -> None:
+def fits_positions(model: LanguageModel, max_prompt_tokens: int, max_new_tokens: int, reply_tokens: int = 0) -> None:
     """Check that a model can read the longest prefix there may be.
 
     Raises:
@@ -68,8 +68,9 @@ def fits_positions(model: LanguageModel, max_prompt_tokens: int, max_new_tokens:
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     stretches = position_switches(model.config).every_after is not None
-    if positions is not None and not stretches and max_prompt_tokens + max_new_tokens > positions:
+    if positions is not None and not stretches and max_prompt_tokens + max_new_tokens + reply_tokens > positions:
+        replies = f" + {reply_tokens} for replies (max_turns × max_reply_tokens)" if reply_tokens else ""
         raise ValueError(
-            f"max_prompt_tokens={max_prompt_tokens} + max_new_tokens={max_new_tokens} exceed the {positions} positions "
-            f"of {model.source!r}, which has to read whole texts for the KL; shorten one of them"
+            f"max_prompt_tokens={max_prompt_tokens} + max_new_tokens={max_new_tokens}{replies} exceed the {positions} "
+            f"positions of {model.source!r}, which has to read whole texts for the KL; shorten one of them"
         )

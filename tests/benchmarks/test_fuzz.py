@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.fuzz import Settings, Violation, fuzz
-from textgen_env.episode import Prefixes
+from textgen_env.episode import Episodes
 from textgen_env.reward import Reward
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -32,11 +32,11 @@ def scale_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    def append(self: Prefixes, rows: Any, token_ids: Any, plain: Any = Prefixes.append) -> None:
-        plain(self, rows, token_ids)
-        self.response_mask[rows, self.lengths[rows] - 1] = np.arange(len(rows)) % 2 == 0
+    def append(self: Episodes, slots: Any, tokens: Any, *, by_agent: bool, plain: Any = Episodes.append) -> None:
+        plain(self, slots, tokens, by_agent=by_agent)
+        self.response_mask[slots, self.lengths[slots] - 1] = np.arange(len(slots)) % 2 == 0
 
-    monkeypatch.setattr(Prefixes, "append", append)
+    monkeypatch.setattr(Episodes, "append", append)
 
 
 @pytest.mark.parametrize("fault", [scale_rewards, forget_the_mask])

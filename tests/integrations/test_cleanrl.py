@@ -25,7 +25,7 @@ def test_the_policy_is_bound_and_starts_with_kl_zero(byte_model: str, monkeypatc
         kl_coef=0.5,
         temperature=0.7,
     )
-    kls = made[0].unwrapped.engine.token_kls
+    kls = made[0].unwrapped.engine.episodes.token_kls
     known = kls[~np.isnan(kls)]
     assert known.size > 0
     np.testing.assert_allclose(known, 0.0, atol=1e-5)

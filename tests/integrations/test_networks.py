@@ -31,7 +31,7 @@ def test_head_on_features_is_the_reference_at_the_environments_temperature(byte_
     head = LMHead.of(env)
     features, _ = env.reset(seed=0)
     for _ in range(3):
-        expected = own_logits(LanguageModel(other_model), tokens.engine.prefixes.observation()) / 0.7
+        expected = own_logits(LanguageModel(other_model), tokens.engine.episodes.observation()) / 0.7
         torch.testing.assert_close(head(torch.from_numpy(features)), expected, rtol=1e-4, atol=1e-4)
         features = env.step(np.array([100, 101, 102]))[0]
 

@@ -94,7 +94,7 @@ def played_again(venv: TextGenVectorEnv, snapshot: Snapshot) -> tuple[Rollout, l
 
     The environment was seeded as SB3's was, so that its slots draw the same prompts.
     """
-    observation, rows, finals, paid = venv.engine.prefixes.observation(), [], [], []
+    observation, rows, finals, paid = venv.engine.episodes.observation(), [], [], []
     rewards, begin = np.zeros((12, 4)), np.zeros(4, dtype=int)
     for step, actions in enumerate(snapshot.columns["actions"][..., 0]):
         for key, values in snapshot.observations.items():

@@ -60,7 +60,7 @@ def test_slots_are_stepped_and_reset_by_number(task: dict[str, Any]) -> None:
     assert terminated.tolist() == [True]
     env.reset([1])
     observations, *_ = env.step(np.array([101]), id=[1])
-    assert [slot.sum() for slot in env.core.engine.prefixes.response_mask] == [1, 1, 2]
+    assert [slot.sum() for slot in env.core.engine.episodes.response_mask] == [1, 1, 2]
 
 
 def test_what_slots_left_alone_wrote_never_reaches_the_scorer(task: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ def test_the_buffer_holds_the_exact_kl(task: dict[str, Any], estimator: str) -> 
     step = env.env.step
 
     def remember(actions: np.ndarray) -> Any:
-        states.append(env.core.engine.prefixes.observation())
+        states.append(env.core.engine.episodes.observation())
         return step(actions)
 
     env.env.step = remember

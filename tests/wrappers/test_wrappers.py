@@ -61,7 +61,7 @@ def test_features_are_the_reference_models_last_hidden_state(arguments: dict[str
     assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (33,), np.float32)
     observation, _ = env.reset(seed=0)
     for step, token in enumerate([80, 7, 99]):
-        expected = forward(arguments["reference"], tokens(inner.engine.prefixes.observation(0)))[1]
+        expected = forward(arguments["reference"], tokens(inner.engine.episodes.observation(0)))[1]
         np.testing.assert_allclose(observation[:-1], expected, atol=1e-4)
         assert observation[-1] == pytest.approx(1 - step / NEW)
         observation = env.step(token)[0]
@@ -72,14 +72,14 @@ def test_features_of_the_final_observation_in_same_step_mode(arguments: dict[str
     inner = TextGenVectorEnv(3, **arguments)
     venv = VectorLMFeatures(inner)
     venv.reset(seed=0)
-    before = [tokens(inner.engine.prefixes.observation(row)) for row in range(3)]
+    before = [tokens(inner.engine.episodes.observation(row)) for row in range(3)]
     observations, _, terminated, _, infos = venv.step(np.array([80, EOS, 99]))
     assert terminated.tolist() == [False, True, False]
     assert infos["_final_obs"].tolist() == [False, True, False]
     ended = forward(arguments["reference"], [*before[1], EOS])[1]
     np.testing.assert_allclose(infos["final_obs"][1], [*ended, 1 - 1 / NEW], atol=1e-4)
     for row in range(3):
-        prefix = tokens(inner.engine.prefixes.observation(row))
+        prefix = tokens(inner.engine.episodes.observation(row))
         np.testing.assert_allclose(observations[row, :-1], forward(arguments["reference"], prefix)[1], atol=1e-4)
     assert observations[1, -1] == 1  # a new episode
 
@@ -96,7 +96,7 @@ def test_candidates_are_described_by_log_probability_and_embedding(arguments: di
     embeddings = embeddings - embeddings.mean(axis=0)
     embeddings /= embeddings.std()
     for token in (90, 70):
-        logits, hidden = forward(arguments["reference"], tokens(inner.engine.prefixes.observation(0)))
+        logits, hidden = forward(arguments["reference"], tokens(inner.engine.episodes.observation(0)))
         np.testing.assert_allclose(observation[:32], hidden, atol=1e-4)
         order = sorted(allowed, key=lambda candidate: -logits[candidate])
         weights = np.exp(logits[order] / temperature)
@@ -135,14 +135,14 @@ def test_action_i_is_the_ith_most_likely_allowed_token(arguments: dict[str, Any]
     env.reset(seed=1)
     total = 0.0
     for step, choice in enumerate([4, 0, 2, 1, 3, 0]):
-        logits, _ = forward(arguments["reference"], tokens(inner.engine.prefixes.observation(0)))
+        logits, _ = forward(arguments["reference"], tokens(inner.engine.episodes.observation(0)))
         logits[banned + ([EOS] if step < 3 else [])] = -np.inf
         order = np.argsort(-logits, kind="stable")[:K]
         restricted = logits[order] / temperature
         expected = restricted[choice] - np.log(np.exp(restricted).sum())  # among the five alone
         assert env.action_masks().tolist() == [True] * K
         info = env.step(choice)[-1]
-        assert inner.engine.prefixes.response(0)[-1] == order[choice]
+        assert inner.engine.episodes.response(0)[-1] == order[choice]
         assert info["ref_logprob"] == pytest.approx(expected, abs=1e-4)
         total += expected
         if "text" in info:

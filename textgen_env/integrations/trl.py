@@ -150,10 +150,13 @@ def config_arguments(env: Any) -> dict[str, Any]:
     """The settings of `trl.GRPOConfig` that a task decides: length, temperature and β, sampling left unwarped.
 
     Raises:
-        ValueError: the task masks actions or has stop strings, which TRL does not apply to its log-probabilities.
+        ValueError: the task masks actions or has stop strings, which TRL does not apply to its log-probabilities, or a
+            responder, which it does not ask.
     """
     env = env.unwrapped
     settings = env.engine.config
+    if settings.responder is not None:
+        raise ValueError(f"trl generates whole responses, but here responder={settings.responder!r} answers in between")
     if env.engine.restricted or settings.stop_strings:
         raise ValueError(
             "trl scores the responses it generates without masks: forbidden_tokens, min_new_tokens, reference_top_p, "

@@ -135,6 +135,16 @@ class LanguageModel:
         token_ids = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)  # however long it is
         return self._checked(list(token_ids))
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text that stands between others: nothing is put around it, and what is spelled like a special
+        token is text, so that nobody can write one who is only quoted.
+
+        Raises:
+            ValueError: a token of it is none of the model's.
+        """
+        token_ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return self._checked(list(token_ids))
+
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of token ids; special tokens are left out and spaces are left alone."""
         return self.token_text.decode([int(token) for token in token_ids])

@@ -140,7 +140,7 @@ class Candidates:
         engine: Engine = self.env.unwrapped.engine
         centre, scale = self._scaling
         described = np.zeros((len(rows), self.k, 1 + len(centre)), dtype=np.float32)
-        if (playing := engine.playing[rows]).any():
+        if (playing := engine.episodes.playing[rows]).any():
             choices = rank(engine, rows[playing], self.k)
             embeddings = (self._embeddings()[torch.from_numpy(choices.tokens).to(centre.device)] - centre) / scale
             described[playing, :, 0] = np.maximum(choices.log_probs, LEAST_LOG_PROB)

@@ -55,7 +55,7 @@ class TopKActions(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # type: ignore[override]
         """Append the token of a rank; see the wrapped environment."""
         engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
-        if not engine.playing[0]:
+        if not engine.episodes.playing[0]:
             return self.env.step(action)  # type: ignore[return-value]  # raises what it always raises
         k = int(self.action_space.n)  # type: ignore[attr-defined]
         token = rank(engine, np.zeros(1, dtype=np.int64), k).take(np.array([action]))[0]
@@ -86,7 +86,7 @@ class VectorTopKActions(VectorWrapper):
         """Append the token of a rank to every slot that plays; other slots, and `NOOP`, get the action as it is."""
         engine: Engine = self.env.unwrapped.engine  # type: ignore[attr-defined]
         tokens = np.array(actions, dtype=np.int64)
-        rows = np.flatnonzero(engine.playing & (tokens != NOOP))
+        rows = np.flatnonzero(engine.episodes.playing & (tokens != NOOP))
         if len(rows):
             tokens[rows] = rank(engine, rows, self.k).take(tokens[rows])
         with narrowed(engine, self.k):
@@ -152,7 +152,7 @@ def rank(engine: Engine, rows: NDArray[np.int64], k: int) -> Choices:
         )
     with engine.kl.limited(engine.config.reference_top_k):  # whoever asks, also within `narrowed`
         mask = torch.from_numpy(engine.action_masks(rows)) if engine.restricted else None
-    logits = engine.kl.ref_logits(engine.prefixes, rows)
+    logits = engine.kl.ref_logits(engine.episodes, rows)
     top = warp_logits(logits, SamplingParams(engine.config.temperature), mask=mask).topk(k, dim=-1)
     return Choices(top.indices.cpu().numpy(), top.values.double().log_softmax(dim=-1).cpu().numpy())
 
@@ -160,9 +160,9 @@ def rank(engine: Engine, rows: NDArray[np.int64], k: int) -> Choices:
 def rank_masks(env: Any, k: int, slots: Sequence[int] | NDArray[np.int64] | None) -> NDArray[np.bool_]:
     """bool (m, k): the ranks that exist in the given slots, or in all; all of them in a slot that does not play."""
     engine: Engine = env.unwrapped.engine
-    rows = check_slots(slots, len(engine.playing))
+    rows = check_slots(slots, len(engine.episodes))
     masks = np.ones((len(rows), k), dtype=np.bool_)
-    if (playing := engine.playing[rows]).any():
+    if (playing := engine.episodes.playing[rows]).any():
         masks[playing] = rank(engine, rows[playing], k).masks
     return masks
 

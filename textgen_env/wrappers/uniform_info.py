@@ -13,8 +13,8 @@ class UniformInfo(PassesMasks, gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Give every `info`, of `reset` and of each step, the same keys and the same types.
 
     Texts that are not known yet are "", numbers NaN; `response_length` counts the tokens so far; `reward_parts` holds
-    each of the scorer's parts and "kl", 0 where nothing is paid. `scorer_info`, which is about all episodes, is left
-    out.
+    each part of the score and "kl", 0 where nothing is paid. `scorer_info`, which is about all episodes, and what a
+    responder adds (`reply`, `transcript`, …) are left out.
 
     Args:
         env: the single environment, with any wrappers.
@@ -40,9 +40,9 @@ class UniformInfo(PassesMasks, gym.Wrapper, gym.utils.RecordConstructorArgs):
         numbers = {name: info.get(name, float("nan")) for name in ("score", "ref_logprob", "ref_logprob_sum", "kl_sum")}
         paid = info.get("reward_parts", {})
         return {
-            "prompt": self._engine.current[0].text,
+            "prompt": self._engine.episodes.prompts[0].text,
             **texts,
             **numbers,
-            "response_length": int(self._engine.prefixes.response_lengths[0]),
-            "reward_parts": {name: paid.get(name, 0.0) for name in (*self._engine.reward.part_names, "kl")},
+            "response_length": int(self._engine.episodes.response_lengths[0]),
+            "reward_parts": {name: paid.get(name, 0.0) for name in (*self._engine.part_names, "kl")},
         }

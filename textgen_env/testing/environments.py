@@ -1,48 +1,28 @@
-"""What any environment, vector environment or scorer of this kind must do: suites to subclass, in anybody's tests.
-
-    from textgen_env.testing import EnvContract
-
-    class TestMine(EnvContract):
-        def make_env(self):
-            return gym.make("textgen/TextGen-v0", prompts=["Once"], scorer=my_scorer)
-
-Here: promises that hold whatever the prompts, model and scorer are. Not here: what a certain task pays. Needs pytest,
-which collects the subclasses; nothing else in the package imports this module. With
-`pytest.register_assert_rewrite("textgen_env.testing")` in a conftest.py, failures show the values that differ. The
-pattern is that of `dm_env.test_utils.EnvironmentTestMixin`.
-"""
+"""What any environment and any vector environment must do, whatever the prompts, model and scorer are."""
 
 from __future__ import annotations
 
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from textgen_env.scorers import as_scorer, call_scorer, score_parts
-from textgen_env.scorers.base import part_names
 from textgen_env.vector_env import NOOP
 
-try:
-    import pytest
-except ImportError as error:
-    raise ImportError("textgen_env.testing needs pytest: pip install pytest") from error
-
-__all__ = ["EnvContract", "ScorerContract", "VectorEnvContract"]
+from .comparing import largest, plain, same, slot_infos
 
 Env: TypeAlias = Any  # a gym.Env or VectorEnv, which unwrapped has the attributes of `textgen_env.base_env.TextGenBase`
 
 ENDING = {"text": str, "prompt": str, "finish_reason": str, "score": float, "response_length": int}
 """What `info` has at the end of an episode besides what each step has, with the types."""
-
-SINGLE_REFERENCES = ("b", "good", "Bad soup!", "日本", "x y")
 
 
 class EnvContract:
@@ -97,13 +77,15 @@ class EnvContract:
     def test_masks_follow_the_prefix(self, env: Env) -> None:
         for seed in self.seeds:
             (before, _), steps = self.play(env, seed)
-            prompt = int(before["attention_mask"].sum())
-            for length, (action, after, *_) in enumerate(steps, start=prompt + 1):
-                columns = np.arange(len(after["input_ids"]))
-                np.testing.assert_array_equal(after["attention_mask"], columns < length)
-                np.testing.assert_array_equal(after["response_mask"], (columns >= prompt) & (columns < length))
-                np.testing.assert_array_equal(after["input_ids"][: length - 1], before["input_ids"][: length - 1])
-                assert after["input_ids"][length - 1] == action
+            assert not before["response_mask"].any()
+            for action, after, *_, info in steps:
+                written, length = int(before["attention_mask"].sum()), int(after["attention_mask"].sum())
+                assert length == written + 1 or ("reply" in info and length > written)
+                np.testing.assert_array_equal(after["attention_mask"], np.arange(len(after["input_ids"])) < length)
+                for key in ("input_ids", "response_mask"):
+                    np.testing.assert_array_equal(after[key][:written], before[key][:written])
+                assert (after["input_ids"][written], after["response_mask"][written]) == (action, 1)
+                assert not after["response_mask"][written + 1 :].any()
                 assert len(set(after["input_ids"][length:].tolist())) <= 1, "more than one kind of padding"
                 before = after
 
@@ -228,123 +210,3 @@ class VectorEnvContract:
         other = self.make_vector_env()
         assert same(plain(self.play(vector_env)), plain(self.play(other)))
         other.close()
-
-
-class ScorerContract:
-    """Promises of a scorer, one number per text. Override `make_scorer`, and `columns` for what prompts must have."""
-
-    tolerance = 1e-6
-    """How far scores may differ between batches of another make-up: padding moves the last digits of a model."""
-
-    texts: Sequence[str] = ("The cat sat on the mat.", "", "good", "Terrible, terrible soup!", "ünï 日本 🙂 {}", " \n ")
-
-    def make_scorer(self) -> Any:
-        """A fresh scorer; each call the same."""
-        raise NotImplementedError
-
-    def columns(self) -> dict[str, Any]:
-        """What is known of each text besides the text itself."""
-        return {
-            "prompts": ["Describe:", "Say:", "How was it?", "And the soup?", "p", "Go on:"],
-            "references": [["A cat sat on a mat.", "The cat is there."], *([text] for text in SINGLE_REFERENCES)],
-            "completion_ids": [[*text.encode(), 2] for text in self.texts],
-            "finish_reasons": ["eos", "eos", "length", "stop", "length", "eos"],
-        }
-
-    def score(self, rows: Sequence[int] | None = None, scorer: Any = None) -> list[float]:
-        """The scores of some of the texts, in one batch, checked to be finite and as many."""
-        rows = range(len(self.texts)) if rows is None else rows
-        columns = {key: [column[row] for row in rows] for key, column in self.columns().items()}
-        scorer = self.prepared() if scorer is None else scorer
-        scores = call_scorer(scorer, [self.texts[row] for row in rows], **columns)
-        assert len(scores) == len(rows)
-        assert all(type(score) is float and math.isfinite(score) for score in scores)
-        return scores
-
-    def prepared(self) -> Any:
-        """A fresh scorer that has seen the references of its task, as an environment lets it."""
-        scorer = self.make_scorer()
-        as_scorer(scorer).fit_references(self.columns()["references"])
-        return scorer
-
-    def test_one_finite_number_a_text(self) -> None:
-        self.score()
-
-    def test_empty_text_alone(self) -> None:
-        self.score([self.texts.index("")])
-
-    def test_batch_is_one_by_one(self) -> None:
-        scorer = self.prepared()
-        alone = [self.score([row], scorer)[0] for row in range(len(self.texts))]
-        assert self.score(scorer=scorer) == pytest.approx(alone, abs=self.tolerance)
-
-    def test_order_of_the_batch_does_not_matter(self) -> None:
-        order = [3, 5, 0, 4, 2, 1]
-        scores = self.score()
-        assert self.score(order) == pytest.approx([scores[row] for row in order], abs=self.tolerance)
-
-    def test_asked_again_it_says_the_same(self) -> None:
-        scorer = self.prepared()
-        scores = self.score(scorer=scorer)
-        assert self.score(scorer=scorer) == scores
-        assert self.score() == pytest.approx(scores, abs=self.tolerance)  # a copy may round otherwise
-
-    def test_leaves_its_input_alone(self) -> None:
-        texts, columns = list(self.texts), self.columns()
-        call_scorer(self.prepared(), texts, **columns)
-        assert (texts, columns) == (list(self.texts), self.columns())
-
-    def test_parts_are_those_announced_and_add_up(self) -> None:
-        scorer = self.prepared()
-        parts = score_parts(scorer, self.texts, **self.columns())
-        assert tuple(parts) == part_names(scorer)
-        assert [sum(values) for values in zip(*parts.values(), strict=True)] == self.score(scorer=scorer)
-
-    def test_counters_are_numbers_that_json_takes(self) -> None:
-        scorer = self.prepared()
-        self.score(scorer=scorer)
-        counters = as_scorer(scorer).info()
-        assert json.loads(json.dumps(counters, allow_nan=False)) == counters
-
-
-def plain(value: Any) -> Any:
-    """Nested tuples, mappings and arrays as lists, dictionaries and numbers, which `==` compares."""
-    if isinstance(value, Mapping):
-        return {key: plain(inside) for key, inside in value.items()}
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    return [plain(inside) for inside in value] if isinstance(value, (list, tuple)) else value
-
-
-def same(ours: Any, theirs: Any) -> bool:
-    """Whether two plain values are equal, floats to 1e-4: two copies of a model may round otherwise."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        return ours.keys() == theirs.keys() and all(same(ours[key], theirs[key]) for key in ours)
-    if isinstance(ours, list) and isinstance(theirs, list):
-        return len(ours) == len(theirs) and all(map(same, ours, theirs))
-    if isinstance(ours, float) and isinstance(theirs, float):
-        return ours == pytest.approx(theirs, rel=0, abs=1e-4, nan_ok=True)
-    return bool(ours == theirs)
-
-
-def largest(value: Any) -> int:
-    """The length of the longest list or mapping inside a JSON value."""
-    if isinstance(value, (list, tuple, Mapping)):
-        inside = value.values() if isinstance(value, Mapping) else value
-        return max([len(value), *map(largest, inside)])
-    return 0
-
-
-def slot_infos(infos: Mapping[str, Any], n: int) -> list[dict[str, Any]]:
-    """Gymnasium's dictionary of arrays with `_key` masks, as one dictionary a slot with Python values."""
-    slots: list[dict[str, Any]] = [{} for _ in range(n)]
-    for key, mask in infos.items():
-        if not (key.startswith("_") and key[1:] in infos):
-            continue
-        column = infos[key[1:]]
-        values = slot_infos(column, n) if isinstance(column, Mapping) else column
-        assert len(values) == len(mask) == n, f"infos[{key[1:]!r}] has not one entry per slot"
-        for slot in np.flatnonzero(mask):
-            value = values[slot]
-            slots[slot][key[1:]] = value.item() if isinstance(value, np.generic) else value
-    return slots
