@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NAMES = {"PIL": "pillow"}  # imported under another name than the distribution's
-PLUGINS = {"integrations", "recipes", "vader.py", "spacy_classifier.py"}  # imported when asked for
+PLUGINS = {"integrations", "recipes", "testing", "vader.py", "spacy_classifier.py"}  # imported when asked for
 OPTIONAL = {*PLUGINS, "agents", "benchmarks", "examples"}
 AGENTS = ("tyro", "rich", "matplotlib", "tensorboard", "peft")
 

@@ -171,8 +171,8 @@ class Engine:
         Raises:
             ResetNeeded: a slot is not playing.
             TypeError: actions that are no integers.
-            TypeError, ValueError: the environment answered with something else than a reply.
             ValueError: an action out of range or masked, or a KL that is not finite.
+            TypeError, ValueError: what the environment answered is no reply.
             ScorerError: the scorer failed, or its score is too large. As with the others, and with whatever a scorer or
                 policy may raise, no slot has moved: the step may be taken again.
         """

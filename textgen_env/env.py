@@ -143,6 +143,7 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
             gymnasium.error.ResetNeeded: before `reset` or after the end.
             TypeError: the action is no integer.
             ValueError: the action is out of range or masked, or its KL is not finite.
+            TypeError, ValueError: what an environment that answers back said is no reply.
             ScorerError: the scorer failed. As with all of these, the episode stands where it was.
         """
         actions = as_actions("action", action)

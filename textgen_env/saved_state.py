@@ -75,8 +75,8 @@ def _turns_state(engine: Engine) -> dict[str, Any]:
     """What there is to keep of an environment that answers back."""
     if engine.turns is None:
         return {}
-    playing = bool(engine.episodes.playing.any())
-    return {"responder": engine.turns.state_dict(playing), "failed_openings": engine.turns.failed_openings}
+    engine.turns.check_saving(bool(engine.episodes.playing.any()))
+    return {"responder": engine.turns.state_dict(), "failed_openings": engine.turns.failed_openings}
 
 
 def _failed_openings(engine: Engine, state: Any, where: str) -> dict[str, str]:
@@ -91,9 +91,9 @@ def _load_kept(engine: Engine, state: Any, where: str) -> None:
     """Hand scorer and responder what they kept; if one does not take it, both what they had before."""
     keepers: dict[str, Any] = {"scorer": engine.reward.bound}
     if engine.turns is not None and entry(state, "responder", (Mapping, type(None)), where) is not None:
-        keepers["responder"] = engine.turns.responder
+        keepers["responder"] = engine.turns
     kept = {name: entry(state, name, Mapping, where) for name in keepers}
-    before = {name: keeper.state_dict() for name, keeper in keepers.items() if hasattr(keeper, "state_dict")}
+    before = {name: keeper.state_dict() for name, keeper in keepers.items()}
     for name, keeper in keepers.items():
         try:
             keeper.load_state_dict(kept[name])

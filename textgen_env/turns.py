@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from textgen_env.lm.language_model import LanguageModel
 from textgen_env.messages import turn_frame
 from textgen_env.notices import shown, warn_user
 from textgen_env.responders import Reply, Responder, as_responder
+from textgen_env.responders.base import checked
 from textgen_env.stop_strings import StopStrings
 
 CHARACTERS_PER_TOKEN = 64  # of a reply so many are read at most: 100 MB must not be tokenised to keep a few tokens
@@ -287,11 +287,24 @@ class Turns:
         failed = {slot: Answer(finish_reason=FinishReason.FAILED, info={"error": errors[slot]}) for slot in errors}
         self._waiting = {int(slot): (None, answer) for slot, answer in failed.items()}
 
-    def state_dict(self, playing: bool) -> Any:
-        """What the responder keeps, as JSON values; None if it does not say and no episode is playing.
+    @property
+    def name(self) -> str:
+        """Of the responder, for errors."""
+        return type(self.responder).__name__
+
+    def state_dict(self) -> Any:
+        """What the responder keeps, as JSON values; None if it does not say."""
+        return self.responder.state_dict() if hasattr(self.responder, "state_dict") else None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Hand the responder what it kept."""
+        self.responder.load_state_dict(state)  # type: ignore[attr-defined]
+
+    def check_saving(self, playing: bool) -> None:
+        """Check that a state holds all there is to go on from.
 
         Raises:
-            TypeError: it does not say while an episode is playing.
+            TypeError: the responder does not say what it keeps while an episode is playing.
             RuntimeError: an answer has not been taken up by a step.
         """
         if answered := sorted(slot for slot, (action, _) in self._waiting.items() if action is not None):
@@ -299,37 +312,11 @@ class Turns:
                 f"slots {answered} have an answer of the environment that no step has taken up yet: take the step "
                 "again, or reset them, before saving"
             )
-        if hasattr(self.responder, "state_dict"):
-            return self.responder.state_dict()
-        if playing:
+        if playing and self.state_dict() is None:
             raise TypeError(
                 f"responder={shown(self.responder)} has no state_dict, so that a running episode cannot be saved: "
                 "implement state_dict() and load_state_dict(state), or save between episodes"
             )
-        return None
-
-
-def checked(reply: Any, slot: int) -> Reply:
-    """A reply, if it is one.
-
-    Raises:
-        TypeError, ValueError: it is none, or a field of it is of another type or not finite.
-    """
-    reply = Reply(reply) if isinstance(reply, str) else reply
-    where = f"responder: respond returned {shown(reply)} for slot {slot}"
-    if not isinstance(reply, Reply):
-        raise TypeError(f"{where}; it must be a Reply, a text, None, or an exception where the environment failed")
-    wanted = {"text": str, "reward": (int, float, np.number), "terminated": (bool, np.bool_)}
-    wanted |= {"truncated": (bool, np.bool_), "info": Mapping}
-    for name, kind in wanted.items():
-        value = getattr(reply, name)
-        if not isinstance(value, kind) or (name == "reward" and isinstance(value, bool)):  # type: ignore[arg-type]
-            raise TypeError(f"{where}: {name}={shown(value)} is of the wrong type, {type(value).__name__}")
-    if not isfinite(reply.reward):
-        raise ValueError(f"{where}: reward={reply.reward} must be a finite number")
-    if reply.terminated and reply.truncated:
-        raise ValueError(f"{where}: terminated and truncated are both True; an episode ends in one way")
-    return reply
 
 
 def as_turns(environment: Sequence[str], agent: Sequence[str]) -> tuple[dict[str, str], ...]:

@@ -154,6 +154,7 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
             gymnasium.error.ResetNeeded: a slot has no episode running.
             TypeError: actions that are no integers.
             ValueError: an action out of range or masked, another shape, or a KL that is not finite.
+            TypeError, ValueError: what an environment that answers back said is no reply.
             ScorerError: the scorer failed. As with all of these, no slot has moved.
         """
         actions = as_actions("actions", actions)

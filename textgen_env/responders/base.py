@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+from textgen_env.notices import shown
 
 if TYPE_CHECKING:
     from textgen_env.episode import Prompt
@@ -30,6 +35,29 @@ class Reply:
 
 
 ReplyLike: TypeAlias = "Reply | str | Exception | None"
+
+
+def checked(reply: Any, slot: int) -> Reply:
+    """A reply, if it is one.
+
+    Raises:
+        TypeError, ValueError: it is none, or a field of it is of another type or not finite.
+    """
+    reply = Reply(reply) if isinstance(reply, str) else reply
+    where = f"responder: respond returned {shown(reply)} for slot {slot}"
+    if not isinstance(reply, Reply):
+        raise TypeError(f"{where}; it must be a Reply, a text, None, or an exception where the environment failed")
+    wanted = {"text": str, "reward": (int, float, np.number), "terminated": (bool, np.bool_)}
+    wanted |= {"truncated": (bool, np.bool_), "info": Mapping}
+    for name, kind in wanted.items():
+        value = getattr(reply, name)
+        if not isinstance(value, kind) or (name == "reward" and isinstance(value, bool)):  # type: ignore[arg-type]
+            raise TypeError(f"{where}: {name}={shown(value)} is of the wrong type, {type(value).__name__}")
+    if not isfinite(reply.reward):
+        raise ValueError(f"{where}: reward={reply.reward} must be a finite number")
+    if reply.terminated and reply.truncated:
+        raise ValueError(f"{where}: terminated and truncated are both True; an episode ends in one way")
+    return reply
 
 
 class Responder(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 
 from textgen_env.episode import Prompt
 from textgen_env.responders import Reply, as_responder
-from textgen_env.turns import checked
+from textgen_env.responders.base import checked
 
 
 class ResponderContract:
