@@ -159,6 +159,18 @@ def test_rectangles_with_a_mask_equal_their_tokens_whatever_stands_outside(name:
         torch.testing.assert_close(wide.grad[mask], tokens.grad)
 
 
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
+def test_reinforce_loss_by_hand_whatever_stands_outside(junk: float):
+    """Two responses, of two tokens and of one: −½·[(2·−1 + 2·−3) + (−1·−0.5)] = 3.75; ∂/∂ log π = −A/2."""
+    mask = torch.tensor([[0, 1, 1], [0, 1, 0]])
+    log_prob = torch.tensor([[junk, -1.0, -3.0], [junk, -0.5, junk]], requires_grad=True)
+    loss = losses.reinforce_loss(log_prob, torch.tensor([[junk, 2.0, 2.0], [junk, -1.0, junk]]), mask)
+    assert loss.item() == pytest.approx(3.75)
+    loss.backward()
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == [[0, -1, -1], [0, 0.5, 0]]
+
+
 def test_every_function_requires_the_mask():
     functions = [f for _, f in inspect.getmembers(losses, inspect.isfunction) if f.__module__ == losses.__name__]
     assert len(functions) == 13
