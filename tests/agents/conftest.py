@@ -12,11 +12,11 @@ import torch
 from gymnasium.vector import AutoresetMode
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from words import WORDS
 
 import textgen_env  # noqa: F401  (registers the environments)
 
 torch.set_num_threads(1)  # threads only get in each other's way on models this small
-WORDS = ["<eos>", "<pad>", "<unk>", *["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m"]]
 
 
 def fill(model: torch.nn.Module, seed: int, scale: float) -> None:

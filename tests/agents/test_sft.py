@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from conftest import WORDS
+from words import WORDS
 
 from textgen_env.agents.policy import ActorConfig, ActorCritic
 from textgen_env.agents.sft import SFT, SFTConfig, examples

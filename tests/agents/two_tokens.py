@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WORDS
+from words import WORDS
 
 from textgen_env.agents.action_masks import MaskTable
 from textgen_env.agents.rollout import Rollout
