@@ -1,4 +1,4 @@
-"""What each row of a cache was last answered: logits and hidden states. When it is asked for, `prefix_cache.py` knows."""
+"""What each row of a cache was last answered: logits and hidden states. When it is asked for, prefix_cache.py knows."""
 
 from __future__ import annotations
 
