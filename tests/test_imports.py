@@ -29,7 +29,7 @@ ORDER = [
 ]
 # The same within lm/.
 LM_ORDER = [
-    ["backbone", "sampling", "token_batch", "token_log_probs", "token_text"],
+    ["backbone", "logits_memo", "sampling", "token_batch", "token_log_probs", "token_text"],
     ["adapters", "gqa_attention", "loading", "model_kinds", "position_switches", "slot_attention", "upcast_linear"],
     ["whole_texts"],
     ["fallback_cache", "verification"],

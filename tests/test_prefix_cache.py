@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,8 +85,12 @@ def assert_exact(cache: PrefixCache, model: Any, prefixes: dict[int, np.ndarray]
         torch.testing.assert_close(ours, full_log_probs(model, prefix), atol=atol, rtol=0)
 
 
-def next_prefix(old: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """What can happen to a row between two calls."""
+def next_prefix(old: np.ndarray, kind: str, rng: np.random.Generator, others: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """What can happen to a row between two calls; "branch" goes on from a part of another row."""
+    if kind == "branch" and others:
+        other = others[rng.integers(len(others))]
+        shared = other[: rng.integers(1, len(other) + 1)]
+        return np.append(shared, rng.integers(VOCAB, size=rng.integers(3)))[:WIDTH]
     if kind == "extend" and len(old) < WIDTH:
         return np.append(old, rng.integers(VOCAB))
     if kind == "extend by several" and len(old) < WIDTH - 6:
@@ -99,7 +104,7 @@ def next_prefix(old: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndar
     return old if kind == "repeat" else rng.integers(VOCAB, size=rng.integers(1, 20))
 
 
-KINDS = ["extend", "extend", "extend", "extend by several", "shrink", "change", "repeat", "restart"]
+KINDS = ["extend", "extend", "extend", "branch", "branch", "extend by several", "shrink", "change", "repeat", "restart"]
 CALLS = st.lists(
     st.dictionaries(st.integers(0, ROWS - 1), st.sampled_from(KINDS), min_size=1, max_size=ROWS),
     min_size=1,
@@ -117,9 +122,10 @@ def test_any_sequence_of_calls_is_exact(name: str, fast: bool, calls: list[dict[
     prefixes: dict[int, np.ndarray] = {}
     cache = PrefixCache(model, ROWS, vocab_size=VOCAB, fast=fast)
     for call in calls:
-        asked = {
-            row: next_prefix(prefixes.get(row, rng.integers(VOCAB, size=3)), kind, rng) for row, kind in call.items()
-        }
+        asked: dict[int, np.ndarray] = {}
+        for row, kind in call.items():
+            others = [*prefixes.values(), *asked.values()]
+            asked[row] = next_prefix(prefixes.get(row, rng.integers(VOCAB, size=3)), kind, rng, others)
         prefixes |= asked
         assert_exact(cache, model, asked)
 
@@ -179,6 +185,38 @@ def test_only_new_tokens_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         cache.next_logits(ids, lengths)
     handle.remove()
     assert seen == [7, 2, 5]
+
+
+def test_a_prefix_that_another_row_holds_is_not_read_again() -> None:
+    """A group of three and another prompt: 5 + 4 tokens, then a last token for each of the two others of the group.
+
+    Then a branch of the group goes on in row 3, by two tokens; rows 0 and 1 change places with one more token each; and
+    the whole group begins once more, which row 2 still holds: a last token for each.
+    """
+    model, seen = MODELS["llama"], []
+    cache = PrefixCache(model, 5, vocab_size=VOCAB)
+    cache.next_logits([[1]], [1])  # the one-time comparison
+    cache.invalidate()
+    group, other = [5, 6, 7, 8, 9], [5, 6, 1, 1]
+    calls: list[dict[int, list[int]]] = [
+        {0: group, 1: other, 2: group, 4: group},
+        {3: [*group[:4], 3, 2]},
+        {0: [*other, 1], 1: [*group, 1]},
+        dict.fromkeys((0, 1, 3), group),
+    ]
+    handle = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    for call in calls:
+        width = max(map(len, call.values()))
+        ids = np.array([[*prefix, *[0] * (width - len(prefix))] for prefix in call.values()])
+        logits = cache.next_logits(ids, [len(prefix) for prefix in call.values()], list(call))
+        read, seen[:] = list(seen), []
+        expected = [full_log_probs(model, np.array(prefix)) for prefix in call.values()]
+        torch.testing.assert_close(logits.log_softmax(-1), torch.stack(expected), atol=1e-4, rtol=0)
+        assert read == [[9, 2], [2], [2], [3]][calls.index(call)]
+        seen.clear()
+    handle.remove()
 
 
 @pytest.mark.parametrize("fast", [True, False])

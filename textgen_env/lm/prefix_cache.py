@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from textgen_env.lm.backbone import evaluating, split, unwrap, walk
 from textgen_env.lm.fallback_cache import FallbackReader
 from textgen_env.lm.log_probs import states, way_of
+from textgen_env.lm.logits_memo import Memo
 from textgen_env.lm.position_switches import fresh_frequencies, position_switches, text_limit
 from textgen_env.lm.slot_attention import SlotStore, UnsupportedModel, read
 from textgen_env.lm.upcast_linear import upcast_linear
@@ -48,7 +49,9 @@ class PrefixCache:
     The result never depends on what was asked before: a row may restart, jump, shrink or rest, and the parameters may
     change in between (an optimiser step, `load_state_dict`, a parameter exchanged: each empties the cache). Changes
     that bypass torch's version counters without moving the data (`p.data.add_(…)`, numpy views) need `invalidate()`.
-    Logits come from the model in evaluation mode, whatever mode it is in.
+    Logits come from the model in evaluation mode, whatever mode it is in. A row that begins as another one does takes
+    over its keys and values (slot attention alone), so that the prompt of a group, or what branches share, is read
+    once.
 
     A prefix is read in the first of three ways that gives the model's own results (see `verification.py`): slot
     attention, the library's cache, or all of it anew at every step. Where the position encoding depends on the length
@@ -128,8 +131,40 @@ class PrefixCache:
             known = (starts == lengths) & (self._held[rows] == lengths) & self._memo.valid(rows)
             new = np.flatnonzero(~known)
             if len(new):
-                self._read(ids[new], lengths[new], rows[new], np.minimum(starts, lengths - 1)[new])
+                self._read_once(ids[new], lengths[new], rows[new], np.minimum(starts, lengths - 1)[new])
             return self._memo.get(rows)
+
+    def _read_once(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> None:
+        """Read prefixes, but none that another row holds, or is to read in the same call."""
+        path = self._path or path_of(self._inner, self._fast)
+        if path != "slots" or self._switches or (lengths - starts <= 1).all():
+            self._read(path, ids, lengths, rows, starts)
+            return
+        starts = self._take_over(ids, lengths, rows, starts)
+        seen: set[bytes] = set()
+        again = np.zeros(len(rows), dtype=bool)
+        for place in np.flatnonzero(lengths - starts > 1):
+            prefix = ids[place, : lengths[place]].tobytes()
+            again[place] = prefix in seen
+            seen.add(prefix)
+        for part in (np.flatnonzero(~again), np.flatnonzero(again)):
+            if len(part):
+                given = ids[part, : lengths[part].max()], lengths[part], rows[part]
+                self._read(path, *given, starts[part] if not again[part[0]] else self._take_over(*given, starts[part]))
+
+    def _take_over(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Copy keys and values from the rows that hold most of these prefixes; how many tokens each row holds then."""
+        width = min(ids.shape[1], self._tokens.shape[1])
+        usable = np.minimum(self._held, lengths[:, None] - 1)  # (n, rows); one token is read at least, for its logits
+        differs = (ids[:, None, :width] != self._tokens[None, :, :width]) & (np.arange(width) < usable[..., None])
+        shared = np.where(differs.any(axis=2), differs.argmax(axis=2), usable) if width else usable
+        donors = shared.argmax(axis=1)
+        found = shared[np.arange(len(rows)), donors]
+        gains = np.flatnonzero((found > starts) & (lengths - starts > 1))
+        if len(gains):
+            self._store.copy(donors[gains], rows[gains], int(found[gains].max()))
+            self._held[rows[gains]] = 0  # until they have been read; their columns are written
+        return np.where(np.isin(np.arange(len(rows)), gains), found, starts)
 
     def _common_prefix(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """How many leading tokens of each prefix its row already holds."""
@@ -140,12 +175,11 @@ class PrefixCache:
         differs = (ids[:, :width] != self._tokens[rows, :width]) & (np.arange(width) < shared[:, None])
         return np.where(differs.any(axis=1), differs.argmax(axis=1), shared) if width else shared
 
-    def _read(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> None:
+    def _read(self, path: str, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> None:
         """Run the model on what is new and remember the outcome."""
         if self._tokens.shape[1] < ids.shape[1]:
             self._tokens = np.pad(self._tokens, ((0, 0), (0, ids.shape[1] - self._tokens.shape[1])))
         self._held[rows] = 0  # until the read has succeeded
-        path = self._path or path_of(self._inner, self._fast)
         with evaluating(self._inner), upcast_linear(self._inner, self._copies):
             if path == "whole" or not self._switches:
                 logits, hidden = self._read_side(path, 0, ids, lengths, rows, starts)
@@ -211,39 +245,6 @@ class PrefixCache:
                 f"{type(self._inner).__name__}; shorten prompts or responses"
             )
         return ids, lengths, rows
-
-
-class Memo:
-    """Logits and hidden states of the prefix each row holds: references into the batch they were computed in."""
-
-    def __init__(self, rows: int) -> None:
-        self._of_row: list[tuple[torch.Tensor, int, torch.Tensor, int] | None] = [None] * rows
-        self._latest: np.ndarray = np.zeros(0, dtype=np.int64)
-
-    def put(self, rows: np.ndarray, logits: torch.Tensor, hidden: torch.Tensor) -> None:
-        """Remember a new batch. Rows left from the batch before get copies of their own, so that it can be freed."""
-        for row in np.setdiff1d(self._latest, rows):
-            if (entry := self._of_row[row]) is not None and entry[0]._version == entry[1]:
-                own = entry[0][entry[3]].clone().unsqueeze(0)
-                self._of_row[row] = (own, own._version, entry[2][entry[3]].clone().unsqueeze(0), 0)
-        for place, row in enumerate(rows.tolist()):
-            self._of_row[row] = (logits, logits._version, hidden, place)
-        self._latest = rows
-
-    def valid(self, rows: np.ndarray) -> np.ndarray:
-        """Which rows have logits that nobody has written to since."""
-        entries = [self._of_row[row] for row in rows.tolist()]
-        return np.array([entry is not None and entry[0]._version == entry[1] for entry in entries], dtype=bool)
-
-    def get(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and hidden states of these rows; the batch itself when it is asked for as a whole."""
-        entries = [entry for row in rows.tolist() if (entry := self._of_row[row]) is not None]
-        logits, _, hidden, _ = entries[0]
-        if np.array_equal(rows, self._latest) and len(logits) == len(rows):
-            return logits, hidden
-        return torch.stack([entry[0][entry[3]] for entry in entries]), torch.stack(
-            [entry[2][entry[3]] for entry in entries]
-        )
 
 
 def _integers(values: Any) -> np.ndarray:

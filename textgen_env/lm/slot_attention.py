@@ -114,6 +114,13 @@ class SlotStore:
             self.layers[index] = keys, values
         self.capacity = wanted
 
+    @torch.inference_mode()
+    def copy(self, sources: np.ndarray, targets: np.ndarray, columns: int) -> None:
+        """Copy the first columns of some rows to others; all sources are read before any target is written."""
+        for keys, values in self.layers.values():
+            keys[targets, ..., :columns] = keys[sources, ..., :columns]
+            values[targets, :, :columns] = values[sources, :, :columns]
+
     def write(
         self, layer: int, plan: Plan, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
