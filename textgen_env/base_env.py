@@ -150,6 +150,17 @@ class TextGenBase:
         """What a slot's episode began with, running or ended: `reset(options={"prompt": …})` takes it again."""
         return self.engine.episodes.prompts[slot]
 
+    def _responses(self, given: Sequence[Any], prompts: Sequence[Prompt | None]) -> dict[int, list[int]]:
+        """The tokens that `options["response"]` names, by slot; checked before anything changes."""
+        responses = {}
+        for slot, (response, prompt) in enumerate(zip(given, prompts, strict=True)):
+            if response is not None:
+                if prompt is None:
+                    raise ValueError("options['response'] needs options['prompt'] beside it")
+                if tokens := self.engine.starts.response_tokens(response):
+                    responses[slot] = tokens
+        return responses
+
     # --- infos and frames ---------------------------------------------------------------------------------------------
 
     def _reset_info(self, slot: int) -> dict[str, Any]:

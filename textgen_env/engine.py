@@ -7,6 +7,8 @@ owns none.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,17 @@ from numpy.typing import NDArray
 
 from textgen_env.action_masks import ActionRules
 from textgen_env.config import EnvConfig, check_room
-from textgen_env.episode import Completion, Episodes, FinishReason, Prompt, StepResult
+from textgen_env.episode import Completion, Episodes, FinishReason, Prompt, StepResult, as_turns
 from textgen_env.kl_penalty import KLPenalty, Price
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.prefix_cache import PrefixCache
-from textgen_env.notices import warn_user
-from textgen_env.prompts import PromptLike, as_prompt, check_columns, load_prompts
+from textgen_env.prompts import load_prompts
 from textgen_env.reward import Reward, unscored
-from textgen_env.saved_state import engine_state, load_engine_state
+from textgen_env.saved_state import clone_slot, engine_state, load_engine_state, made_with, restore_slot
+from textgen_env.starts import Starts
 from textgen_env.stop_strings import StopStrings
-from textgen_env.turns import Answer, Turns, as_turns
-from textgen_env.vocabulary import fits_positions, same_vocabulary, tokenize_prompt
+from textgen_env.turns import Answer, Turns
+from textgen_env.vocabulary import fits_positions, same_vocabulary
 
 Slots = NDArray[np.int64]
 
@@ -44,6 +46,7 @@ class Engine:
         reward: what the scorer pays.
         turns: the environment that answers back, if there is one.
         kl: the KL penalty, with the reference model.
+        starts: what episodes can begin with.
         episodes: the states.
         episodes_ended: how many have ended by themselves, in all slots.
     """
@@ -74,10 +77,8 @@ class Engine:
         self.reward = Reward(config.scorer or unscored, self.prompts, turns=self.turns is not None)
         parts = len(self.reward.part_names)
         self.episodes = Episodes(slots, config.width, self.language_model.pad_token_id, parts)
-        self._token_ids: dict[Any, list[int]] = {}
-        self._warned_of_cut = False
+        self.starts = Starts(config, self.prompts, self.language_model, self.reward.taken, self.turns)
         self.episodes_ended = 0
-        self._check_prompts()
 
     def _load(self, role: str) -> LanguageModel:
         """The model of an argument; errors name that argument."""
@@ -86,56 +87,36 @@ class Engine:
             return source
         return LanguageModel(source, device=self.config.device, dtype=self.config.dtype, role=role)
 
-    def _check_prompts(self) -> None:
-        """Find prompts that the scorer or the tokenizer cannot take before the first episode does.
-
-        Templates refuse conversations for the order of their roles, so that one of each order is written out. Texts are
-        looked through only where the tokenizer knows tokens that the model does not.
-        """
-        every_text = len(self.language_model.tokenizer) > self.language_model.vocab_size
-        orders = set()
-        for index, prompt in enumerate(self.prompts):
-            check_columns(prompt, self.reward.taken, f"prompts[{index}]")
-            order = tuple(message["role"] for message in prompt.messages or ())
-            if every_text or (order and order not in orders):
-                orders.add(order)
-                try:
-                    tokenize_prompt(self.language_model, prompt, self.config.max_prompt_tokens)
-                    if order and self.turns:
-                        self.turns.check_prompt(prompt)
-                except ValueError as error:
-                    raise ValueError(f"prompts[{index}]: {error}") from error
-
     # --- starting an episode ------------------------------------------------------------------------------------------
 
-    def named_prompt(self, choice: PromptLike | int) -> Prompt:
-        """The prompt that a caller names: a text, a mapping, or an index into the set.
-
-        Raises:
-            IndexError, TypeError, ValueError: an index beyond the set, or no prompt; see `as_prompt`.
-        """
-        if isinstance(choice, (int, np.integer)) and not isinstance(choice, bool):
-            if not 0 <= choice < len(self.prompts):
-                raise IndexError(f"options['prompt']={choice} is not an index of the {len(self.prompts)} prompts")
-            return self.prompts[int(choice)]
-        prompt = as_prompt(choice, "options['prompt']")  # type: ignore[arg-type]
-        check_columns(prompt, self.reward.taken, "options['prompt']")
-        if prompt.messages and self.turns:
-            self.turns.check_prompt(prompt)
-        return prompt
-
-    def draw_prompt(self, generator: np.random.Generator) -> Prompt:
-        """A prompt drawn uniformly from the set."""
-        return self.prompts[int(generator.integers(len(self.prompts)))]
-
-    def start(self, starts: Mapping[int, Prompt], generators: Sequence[np.random.Generator]) -> None:
+    def start(
+        self,
+        starts: Mapping[int, Prompt],
+        generators: Sequence[np.random.Generator],
+        responses: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
         """Begin new episodes in the given slots; all prompts are tokenised before any slot changes.
 
         Args:
             starts: the prompts by slot.
             generators: n, one per slot, from which an environment that answers back gets its seeds.
+            responses: tokens that the agent is to have written already, by slot.
+
+        Raises:
+            ValueError: a response is masked somewhere, or ends its episode; nothing has changed.
         """
-        token_ids = {slot: self._tokenize(prompt) for slot, prompt in starts.items()}
+        if responses:
+            before = {slot: clone_slot(self, slot) for slot in starts}, self.episodes_ended
+            try:
+                self.start(starts, generators)
+                self._go_on(responses)
+            except BaseException:
+                self.episodes_ended = before[1]
+                for slot, state in before[0].items():
+                    restore_slot(self, slot, state)
+                raise
+            return
+        token_ids = {slot: self.starts.tokenize(prompt) for slot, prompt in starts.items()}
         openings: dict[int, Answer] = {}
         if self.turns is not None:
             seeds = [int(generators[slot].integers(2**63 - 1)) for slot in starts]
@@ -144,20 +125,20 @@ class Engine:
             opening = openings.get(slot, Answer())
             self.episodes.start(slot, prompt, token_ids[slot], opening.token_ids, opening.text)
 
-    def _tokenize(self, prompt: Prompt) -> list[int]:
-        key = prompt.text if prompt.messages is None else (repr(prompt.messages),)
-        if key not in self._token_ids:
-            if len(self._token_ids) > 10 * len(self.prompts) + 1000:  # prompts given by hand must not pile up for ever
-                self._token_ids.clear()
-            limit = self.config.max_prompt_tokens
-            self._token_ids[key], excess = tokenize_prompt(self.language_model, prompt, limit)
-            if excess and not self._warned_of_cut:
-                self._warned_of_cut = True
-                warn_user(
-                    f"a prompt of {limit + excess} tokens was cut on the left to max_prompt_tokens={limit}: "
-                    f"{prompt.text[:60]!r}… (said once for an environment)"
-                )
-        return self._token_ids[key]
+    def _go_on(self, responses: Mapping[int, Sequence[int]]) -> None:
+        """Let the agent have written these tokens: a step for each, without the KL."""
+        actions = np.zeros(len(self.episodes), dtype=np.int64)
+        with self.kl.suspended():
+            for at in range(max(map(len, responses.values()))):
+                active = np.zeros(len(self.episodes), dtype=np.bool_)
+                for slot, tokens in responses.items():
+                    if at < len(tokens):
+                        active[slot], actions[slot] = True, tokens[at]
+                for slot, ending in self.step(actions, active).endings.items():
+                    raise ValueError(
+                        f"options['response'] ends the episode of slot {slot} with its token {at} "
+                        f"({ending['finish_reason']}): leave off what comes from there on"
+                    )
 
     # --- one token ----------------------------------------------------------------------------------------------------
 
@@ -315,7 +296,20 @@ class Engine:
         """Leave the KL to the caller: rewards carry none; `info` has log π_ref if it is to be reported."""
         self.kl.policy, self.kl.delegated, self.kl.report = None, True, report_ref_logprob
 
-    # --- keeping and releasing ----------------------------------------------------------------------------------------
+    # --- branching, keeping and releasing -----------------------------------------------------------------------------
+
+    @functools.cached_property
+    def made_with(self) -> dict[str, Any]:
+        """What another engine must share to go on with this one's episodes."""
+        return made_with(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """A copy that shares the language models, whose weights nobody here changes."""
+        memo |= {id(model): model for model in (self.language_model, self.reference)}
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def state_dict(self) -> dict[str, Any]:
         """The episodes in flight and the scorer's running statistics, as plain JSON values."""

@@ -14,6 +14,7 @@ from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, check_se
 from textgen_env.config import spelled_out
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.notices import shown, warn_user
+from textgen_env.saved_state import clone_slot, restore_slot
 
 Observation = dict[str, NDArray[Any]]
 ACTIVE = np.ones(1, dtype=np.bool_)  # in an engine with one slot
@@ -120,16 +121,18 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
 
         Args:
             seed: restarts the generator that draws prompts.
-            options: `{"prompt": text | messages | mapping | index}` plays a given prompt.
+            options: `{"prompt": text | messages | mapping | index}` plays a given prompt. With `"response": text | ids`
+                beside it the agent has written that already; what those tokens cost in KL is not told.
 
         Raises:
             TypeError, ValueError, IndexError: a seed, option or prompt that is none; nothing has changed.
         """
-        seed, choice = check_seed(seed), prompt_choice(options)
-        prompt = None if choice is None else self.engine.named_prompt(choice)
+        seed, choice = check_seed(seed), prompt_choice(options, ("prompt", "response"))
+        prompt = None if choice is None else self.engine.starts.named(choice)
+        responses = self._responses([(options or {}).get("response")], [prompt])
         self._note_cut([0], meant=seed is not None or prompt is not None)
         super().reset(seed=seed)
-        self.engine.start({0: prompt or self.engine.draw_prompt(self.np_random)}, [self.np_random])
+        self.engine.start({0: prompt or self.engine.starts.draw(self.np_random)}, [self.np_random], responses)
         self._print([0])
         return self.engine.episodes.observation(0), self._reset_info(0)
 
@@ -158,6 +161,28 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
             bool(result.truncated[0]),
             self._step_info(result, 0),
         )
+
+    def clone_state(self) -> dict[str, Any]:
+        """The episode as it stands, for `restore_state`, as plain JSON values: neither models nor generators.
+
+        Raises:
+            TypeError, RuntimeError: a responder that cannot branch, or not now; see `Responder`.
+        """
+        return clone_slot(self.engine, 0)
+
+    def restore_state(self, state: Any) -> Observation:
+        """Go on from where `clone_state` was taken, here or in an environment with the same arguments.
+
+        The reference's keys and values are not read again as long as a row of its cache still holds them.
+
+        Returns:
+            The observation.
+
+        Raises:
+            TypeError, ValueError: no such state; nothing has changed.
+        """
+        restore_slot(self.engine, 0, state)
+        return self.engine.episodes.observation(0)
 
     def action_masks(self, slots: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """bool (n,), True where an action is allowed in the present state.

@@ -5,7 +5,7 @@ Numpy only. Nothing here knows a language model, a scorer or Gymnasium.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -275,3 +275,19 @@ def mask_of(handovers: Sequence[int], length: int) -> list[int]:
     for start, end in list(pairwise([*handovers, length]))[1::2]:
         mask[start:end] = [1] * (end - start)
     return mask
+
+
+def as_turns(environment: Sequence[str], agent: Sequence[str]) -> tuple[dict[str, str], ...]:
+    """What was said after the prompt, in order, as messages: the environment's opening, the agent's first turn, ….
+
+    An empty opening, and a turn that the agent has not begun, are left out.
+    """
+
+    def spoken() -> Iterator[dict[str, str]]:
+        for at, (theirs, ours) in enumerate(zip(environment, agent, strict=True)):
+            if theirs or at:
+                yield {"role": "environment", "content": theirs}
+            if ours or at + 1 < len(agent):
+                yield {"role": "assistant", "content": ours}
+
+    return tuple(spoken())

@@ -101,7 +101,7 @@ class KLPenalty:
         self.report = False
         self._slots = slots
         self._cache: PrefixCache | None = None
-        self._warned = False
+        self._warned = self._suspended = False
 
     def bind(self, policy: Any, *, batched: bool) -> None:
         """Take up a policy: a function from observations to logits, a `LanguageModel` or its cache; None unbinds.
@@ -130,7 +130,16 @@ class KLPenalty:
     @property
     def active(self) -> bool:
         """Whether a step has to ask the reference for its log-probabilities."""
-        return self.report if self.delegated else self.coef > 0
+        return not self._suspended and (self.report if self.delegated else self.coef > 0)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Nothing is paid or reported for as long as the context lasts."""
+        self._suspended = True
+        try:
+            yield
+        finally:
+            self._suspended = False
 
     def ref_logits(self, episodes: Episodes, slots: NDArray[np.int64]) -> torch.Tensor:
         """Raw next-token logits of the reference of the given slots, (m, V) float32; memoised by prefix."""

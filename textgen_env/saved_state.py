@@ -42,7 +42,7 @@ class SavedSlot:
 def engine_state(engine: Engine) -> dict[str, Any]:
     """Everything that an engine has to go on from: its episodes, β, and the scorer's running statistics."""
     return {
-        "made_with": _made_with(engine),
+        "made_with": engine.made_with,
         "slots": [_slot_state(engine.episodes, slot) for slot in range(len(engine.episodes))],
         "kl_coef": engine.kl.coef,
         "scorer": engine.reward.bound.state_dict(),
@@ -56,7 +56,7 @@ def load_engine_state(engine: Engine, state: Any, where: str = "state['engine']"
         TypeError, ValueError: the state is not one of an engine like this; nothing has changed.
     """
     coef = check_kl_coef(entry(state, "kl_coef", object, where))
-    if "made_with" in state and state["made_with"] != (ours := _made_with(engine)):
+    if "made_with" in state and state["made_with"] != (ours := engine.made_with):
         raise ValueError(f"{where}['made_with']: the state is of one made with {state['made_with']}; this has {ours}")
     saved = entry(state, "slots", list, where)
     if len(saved) != len(engine.episodes):
@@ -69,6 +69,32 @@ def load_engine_state(engine: Engine, state: Any, where: str = "state['engine']"
     engine.kl.coef = coef
     for row, slot in enumerate(slots):
         _put_slot(engine.episodes, row, slot)
+
+
+def clone_slot(engine: Engine, slot: int) -> dict[str, Any]:
+    """The episode of one slot, to go on from in any slot of an engine like this: JSON values, no models.
+
+    Raises:
+        TypeError, RuntimeError: an environment that answers back cannot branch, or not now; see `Turns.clone_state`.
+    """
+    responder = {} if engine.turns is None else {"responder": engine.turns.clone_state(slot)}
+    return {"made_with": engine.made_with, "slot": _slot_state(engine.episodes, slot), **responder}
+
+
+def restore_slot(engine: Engine, slot: int, state: Any, where: str = "state") -> None:
+    """Let what `clone_slot` returned go on in a slot.
+
+    Raises:
+        TypeError, ValueError: it is none of an engine like this; nothing has changed.
+    """
+    if entry(state, "made_with", Mapping, where) != engine.made_with:
+        raise ValueError(
+            f"{where}['made_with']: the state is of one made with {state['made_with']}; this has {engine.made_with}"
+        )
+    saved = _read_slot(engine, entry(state, "slot", Mapping, where), f"{where}['slot']")
+    if engine.turns is not None:
+        engine.turns.restore_state(slot, entry(state, "responder", object, where))
+    _put_slot(engine.episodes, slot, saved)
 
 
 def _turns_state(engine: Engine) -> dict[str, Any]:
@@ -106,7 +132,7 @@ def _load_kept(engine: Engine, state: Any, where: str) -> None:
             ) from error
 
 
-def _made_with(engine: Engine) -> dict[str, Any]:
+def made_with(engine: Engine) -> dict[str, Any]:
     """What two environments must share for one to go on with the other's state."""
     vocabulary = sorted(engine.language_model.tokenizer.get_vocab().items())
     config = engine.config

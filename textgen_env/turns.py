@@ -5,7 +5,7 @@ The engine appends the agent's tokens, scores and ends episodes; what environmen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from textgen_env.lm.language_model import LanguageModel
 from textgen_env.messages import turn_frame
 from textgen_env.notices import shown, warn_user
 from textgen_env.responders import Reply, Responder, as_responder
-from textgen_env.responders.base import checked
+from textgen_env.responders.base import PerText, checked
 from textgen_env.stop_strings import StopStrings
 
 CHARACTERS_PER_TOKEN = 64  # of a reply so many are read at most: 100 MB must not be tokenised to keep a few tokens
@@ -300,6 +300,33 @@ class Turns:
         """Hand the responder what it kept."""
         self.responder.load_state_dict(state)  # type: ignore[attr-defined]
 
+    def clone_state(self, slot: int) -> Any:
+        """What the responder knows of a slot's episode; None of a function, which knows nothing.
+
+        Raises:
+            TypeError: the responder does not say.
+            RuntimeError: its last answer has not been taken up by a step.
+        """
+        if slot in self._waiting:
+            raise RuntimeError(
+                f"slot {slot} has an answer of the environment that no step has taken up yet: take the step again, "
+                "or reset it, before branching"
+            )
+        if hasattr(self.responder, "clone_state"):
+            return self.responder.clone_state(slot)
+        if isinstance(self.responder, PerText) and not self.responder.state_dict():
+            return None
+        raise TypeError(
+            f"responder={shown(self.responder)} has no clone_state, so that its episodes cannot branch: implement "
+            "clone_state(slot) and restore_state(slot, state)"
+        )
+
+    def restore_state(self, slot: int, state: Any) -> None:
+        """Hand the responder what `clone_state` returned, for the episode that now goes on in a slot."""
+        if hasattr(self.responder, "restore_state"):
+            self.responder.restore_state(slot, state)
+        self._waiting.pop(slot, None)
+
     def check_saving(self, playing: bool) -> None:
         """Check that a state holds all there is to go on from.
 
@@ -317,19 +344,3 @@ class Turns:
                 f"responder={shown(self.responder)} has no state_dict, so that a running episode cannot be saved: "
                 "implement state_dict() and load_state_dict(state), or save between episodes"
             )
-
-
-def as_turns(environment: Sequence[str], agent: Sequence[str]) -> tuple[dict[str, str], ...]:
-    """What was said after the prompt, in order, as messages: the environment's opening, the agent's first turn, ….
-
-    An empty opening, and a turn that the agent has not begun, are left out.
-    """
-
-    def spoken() -> Iterator[dict[str, str]]:
-        for at, (theirs, ours) in enumerate(zip(environment, agent, strict=True)):
-            if theirs or at:
-                yield {"role": "environment", "content": theirs}
-            if ours or at + 1 < len(agent):
-                yield {"role": "assistant", "content": ours}
-
-    return tuple(spoken())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from textgen_env.episode import Prompt, StepResult
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.messages import is_conversation
 from textgen_env.notices import shown, warn_user
+from textgen_env.saved_state import clone_slot, restore_slot
 
 Observations = dict[str, NDArray[Any]]
 NOOP = -1
@@ -88,24 +89,35 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
             seed: one integer s (slot i gets s + i), or one per slot; restarts the slots' generators.
             options: `{"prompt": one for all, or a list with one per slot, "reset_mask": bool (n,)}`; a prompt is a
                 text, a conversation, a mapping or an index. With a list, a None entry draws that slot's prompt.
+                With `"response"` beside it, a text or token ids for all, or a list with one of these or None per slot,
+                the agent has written that already; what those tokens cost in KL is not told.
 
         Raises:
             TypeError, ValueError, IndexError: a seed, option or prompt that is none; nothing has changed.
         """
         choices = self._prompt_choices(options)
+        responses = self._responses(self._given_responses(options), choices)
         slots, seeds = np.flatnonzero(self._reset_mask(options)), self._seeds(seed)
         self._note_cut(slots.tolist(), meant=any(given is not None for given in (*seeds, *choices)))
         for slot in slots.tolist():
             if seeds[slot] is not None:
                 self._generators()[slot] = seeding.np_random(seeds[slot])[0]
         infos: dict[str, Any] = {}
-        self._start(slots, infos, choices)
+        self._start(slots, infos, choices, responses)
         return self.engine.episodes.observation(), infos
 
-    def _start(self, slots: Slots, infos: dict[str, Any], choices: Sequence[Prompt | None] | None = None) -> None:
+    def _start(
+        self,
+        slots: Slots,
+        infos: dict[str, Any],
+        choices: Sequence[Prompt | None] | None = None,
+        responses: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
         generators, engine = self._generators(), self.engine
-        prompts = {slot: (choices and choices[slot]) or engine.draw_prompt(generators[slot]) for slot in slots.tolist()}
-        engine.start(prompts, generators)
+        prompts = {slot: (choices and choices[slot]) or engine.starts.draw(generators[slot]) for slot in slots.tolist()}
+        engine.start(
+            prompts, generators, {slot: responses[slot] for slot in prompts if responses and slot in responses}
+        )
         self._terminated[slots] = self._truncated[slots] = False
         for slot in slots.tolist():
             self._add_info(infos, self._reset_info(slot), slot)
@@ -133,12 +145,21 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
 
     def _prompt_choices(self, options: dict[str, Any] | None) -> list[Prompt | None]:
         """The prompt that each slot is given, or None where it is to draw one."""
-        choice = prompt_choice(options, ("prompt", "reset_mask"))
+        choice = prompt_choice(options, ("prompt", "response", "reset_mask"))
         if not isinstance(choice, (list, tuple)) or is_conversation(choice):
-            return [None if choice is None else self.engine.named_prompt(choice)] * self.num_envs
+            return [None if choice is None else self.engine.starts.named(choice)] * self.num_envs
         if len(choice) != self.num_envs:
             raise ValueError(f"options['prompt'] has {len(choice)} entries; it needs one for each of {self.num_envs}")
-        return [None if one is None else self.engine.named_prompt(one) for one in choice]
+        return [None if one is None else self.engine.starts.named(one) for one in choice]
+
+    def _given_responses(self, options: dict[str, Any] | None) -> list[Any]:
+        """What the agent is to have written already in each slot, or None."""
+        given: Any = (options or {}).get("response")
+        if not isinstance(given, (list, tuple)) or all(isinstance(one, (int, np.integer)) for one in given):
+            return [given] * self.num_envs
+        if len(given) != self.num_envs:
+            raise ValueError(f"options['response'] has {len(given)} entries; it needs one for each of {self.num_envs}")
+        return list(given)
 
     # --- step ---------------------------------------------------------------------------------------------------------
 
@@ -208,6 +229,30 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
         self._truncated[running] = True
 
     # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def clone_state(self, slot: int) -> dict[str, Any]:
+        """The episode of a slot as it stands; see `TextGenEnv.clone_state`. For `restore_state` in any slot."""
+        (row,) = check_slots([slot], self.num_envs).tolist()
+        flags = {"terminated": bool(self._terminated[row]), "truncated": bool(self._truncated[row])}
+        return {**clone_slot(self.engine, row), **flags}
+
+    def restore_state(self, slot: int, state: Any) -> Observations:
+        """Let the episode that `clone_state` was taken of go on in a slot; the others stay as they are.
+
+        States of single environments with the same arguments will do, and the other way round.
+
+        Returns:
+            The slot's observation.
+
+        Raises:
+            TypeError, ValueError: no such slot or state; nothing has changed.
+        """
+        (row,) = check_slots([slot], self.num_envs).tolist()
+        restore_slot(self.engine, row, state)
+        ended = not self.engine.episodes.playing[row]
+        self._truncated[row] = bool(state.get("truncated", False))
+        self._terminated[row] = ended and not self._truncated[row]
+        return self.engine.episodes.observation(row)
 
     def action_masks(self, slots: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """bool (n, V), True where an action is allowed in each slot's present state.
