@@ -1,6 +1,6 @@
 """Trains the tiny sentiment reward model on labelled texts drawn from corruptions.py.
 
-    python -m textgen_env.assets.recipes.train_reward_model --modeldata DIR --sword DIR --tokenizer DIR --out DIR
+    python -m textgen_env.assets.recipes.train_reward_model --modeldata DIR --tokenizer DIR --out DIR
 
 A bidirectional encoder (ModernBERT's architecture, fresh weights) that reads the mean over the tokens' states: two
 labels, NEGATIVE and POSITIVE, trained with soft targets, so that P(POSITIVE) is near 0.5 for texts that say nothing.
@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, ModernBertConfig, ModernBertForSequenceClassification, PreTrainedTokenizerBase
 
-from .corpus import Corpus
 from .corruptions import sample_labelled
 from .make_tokenizer import MAX_LENGTH
 from .reviews import sample_review
+from .sources import RealReviews
 
 LABELS = {0: "NEGATIVE", 1: "POSITIVE"}
 MAX_TOKENS = 96  # Longer texts are cut, in training and in the report.
@@ -110,11 +110,14 @@ def positive_probs(
 
 
 def report(
-    model: ModernBertForSequenceClassification, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, rng: random.Random
+    model: ModernBertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    reviews: RealReviews,
+    rng: random.Random,
 ) -> None:
     """Prints the accuracy on held-out reviews of the grammar and on held-out real reviews (five stars or not)."""
     own = [review for review in (sample_review(rng, want_held_out=True) for _ in range(1000)) if review.label in (0, 1)]
-    real = rng.sample(corpus.real["testing"], 1000)
+    real = rng.sample(reviews.held_out, 1000)
     for name, pairs in {"grammar": [(r.text, r.label == 1) for r in own], "real": real}.items():
         positive = positive_probs(model, tokenizer, [text for text, _ in pairs])
         hits = [(p > 0.5) == label for p, (_, label) in zip(positive.tolist(), pairs, strict=True)]
@@ -125,7 +128,6 @@ def main() -> None:
     """Reads the arguments, trains, reports, saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modeldata", type=Path, required=True, help="folder of the R package modeldata")
-    parser.add_argument("--sword", type=Path, required=True, help="SWORD folder with mods.d and modules")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with the tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives model and tokenizer")
     parser.add_argument("--steps", type=int, default=800, help="batches to train on")
@@ -136,15 +138,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    corpus = Corpus(args.modeldata, args.sword)
+    real = RealReviews(args.modeldata)
     model = build_model(tokenizer, args.seed)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     rng = random.Random(args.seed)
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)  # Dropout draws from torch's global stream.
-        data = batches(lambda: sample_labelled(rng, corpus, tokenizer), args.batch, rng)
+        data = batches(lambda: sample_labelled(rng, real, tokenizer), args.batch, rng)
         train(model, tokenizer, data, args.steps, args.lr)
-    report(model, tokenizer, corpus, random.Random(args.seed + 1))
+    report(model, tokenizer, real, random.Random(args.seed + 1))
     model.half().save_pretrained(args.out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(args.tokenizer / name, args.out / name)
