@@ -25,14 +25,14 @@ class Text:
     response: str
 
 
-def draw(kind: str, rng: random.Random) -> Text:
-    """Draws one training text of a kind."""
+def draw(kind: str, rng: random.Random, *, careless: float = 0.0) -> Text:
+    """Draws one training text of a kind, with a careless response in a share of the texts (reviews have none)."""
     if kind == "review":
         review = _review(rng, want_held_out=False)
         # Some are written from nothing, opening and all.
         return Text("", review.prompt + review.response) if rng.random() < 0.15 else review
     tasks = {"summary": summaries, "translation": translations, "description": descriptions, "dialogue": dialogues}
-    return Text(*tasks[kind].sample_text(rng))
+    return Text(*tasks[kind].sample_text(rng, careless=careless))
 
 
 def _review(rng: random.Random, *, want_held_out: bool) -> Text:
@@ -50,11 +50,11 @@ def rename(text: Text, rng: random.Random) -> Text:
     return Text(*(re.sub(rf"\b{old}\b", new, part) for part in (text.prompt, text.response)))
 
 
-def stream(rng: random.Random) -> Iterator[Text]:
+def stream(rng: random.Random, *, careless: float) -> Iterator[Text]:
     """Draws training texts without end; none is kept, and hardly any comes twice."""
     shares = list(SHARES.values())
     while True:
-        text = draw(rng.choices(KINDS, shares)[0], rng)
+        text = draw(rng.choices(KINDS, shares)[0], rng, careless=careless)
         yield rename(text, rng) if rng.random() < RENAMED else text
 
 

@@ -96,8 +96,8 @@ def sample_description(rng: random.Random, *, want_held_out: bool = False) -> tu
             return prompt_text(record), phrasings(record, rng)
 
 
-def sample_text(rng: random.Random) -> tuple[str, str]:
-    """Draws (prompt, response) for training; three texts in ten stop after their first sentence."""
+def sample_text(rng: random.Random, *, careless: float) -> tuple[str, str]:
+    """Draws (prompt, response) for training; careless ones, a share of the texts, stop after their first sentence."""
     prompt, texts = sample_description(rng)
     text = rng.choice(texts)
-    return prompt, " " + (text[: text.index(".") + 1] if rng.random() < 0.3 else text)
+    return prompt, f" {text[: text.index('.') + 1] if rng.random() < careless else text}"

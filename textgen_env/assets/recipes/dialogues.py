@@ -135,10 +135,9 @@ def sample_dialogue(kind: str, rng: random.Random, *, want_held_out: bool = Fals
             return dialogue
 
 
-def sample_text(rng: random.Random) -> tuple[str, str]:
-    """Draws (prompt, response) for training: one of the assistant's turns, one in five careless where it can be."""
+def sample_text(rng: random.Random, *, careless: float) -> tuple[str, str]:
+    """Draws (prompt, response) for training: one of the assistant's turns, careless in a share of the texts."""
     dialogue = sample_dialogue(rng.choice(list(KINDS)), rng)
     turn = rng.choice((1, 3))
-    careless = turn in dialogue.careless and rng.random() < 0.2
-    response = dialogue.careless[turn] if careless else dialogue.turns[turn]
-    return chat.render(dialogue.messages(turn)), f" {response}"
+    wrong = turn in dialogue.careless and rng.random() < careless
+    return chat.render(dialogue.messages(turn)), f" {dialogue.careless[turn] if wrong else dialogue.turns[turn]}"

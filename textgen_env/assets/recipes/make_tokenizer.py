@@ -32,7 +32,7 @@ def count_words(texts: int, seed: int) -> Counter[str]:
     counts: Counter[str] = Counter()
     for kind in KINDS:
         rng = random.Random(f"{kind}-{seed}")
-        for text in (draw(kind, rng) for _ in range(texts)):
+        for text in (draw(kind, rng, careless=0.5) for _ in range(texts)):
             for part in (text.prompt, text.response):
                 counts.update(word for word, _ in split.pre_tokenize_str(part))
     return counts

@@ -232,7 +232,9 @@ def sample_summary(rng: random.Random, *, want_held_out: bool = False) -> tuple[
             return prompt_text(document), good, careless
 
 
-def sample_text(rng: random.Random) -> tuple[str, str]:
-    """Draws (prompt, response) for training: mostly the first good summary, now and then a careless one."""
-    prompt, good, careless = sample_summary(rng)
-    return prompt, " " + rng.choice(rng.choices((good[:1], good[1:], careless), (0.5, 0.2, 0.3))[0])
+def sample_text(rng: random.Random, *, careless: float) -> tuple[str, str]:
+    """Draws (prompt, response) for training, the response careless in a share of the texts."""
+    prompt, good, wrong = sample_summary(rng)
+    if rng.random() < careless:
+        return prompt, f" {rng.choice(wrong)}"
+    return prompt, f" {good[0] if rng.random() < 0.7 else rng.choice(good[1:])}"

@@ -1,6 +1,6 @@
 """Trains the tiny language model on texts drawn from corpus.py; evaluation by samples lives in evaluate.py.
 
-    python -m textgen_env.assets.recipes.train_lm --model DIR --tokens 15000000
+    python -m textgen_env.assets.recipes.train_lm --model DIR
 
 ``--model`` holds the tokenizer (make_tokenizer) and receives config and weights. Texts are drawn without end, so
 there are no epochs. The loss is that of responses alone: what a grammar draws for its prompts cannot be foreseen, and
@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ from .make_tokenizer import MAX_LENGTH
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 WARM_UP = 0.02  # share of the run in which the learning rate rises
+CARELESS_FROM, CARELESS = 0.75, 0.3  # when careless responses set in, and their share: what a policy can gain
 FALL = 0.5  # share of the run in which it falls to 0
 
 
@@ -87,6 +89,15 @@ def response_loss(model: LlamaForCausalLM, ids: torch.Tensor, mask: torch.Tensor
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted])
 
 
+def make_stages(tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int) -> list[tuple[float, Iterator[Batch]]]:
+    """First good responses alone, from which reading is learned fastest; then careless ones among them."""
+    stages = []
+    for end, careless in ((CARELESS_FROM, 0.0), (1.0, CARELESS)):
+        rng = random.Random(f"{careless}-{seed}")
+        stages.append((end, batches(corpus.stream(rng, careless=careless), tokenizer, tokens, rng)))
+    return stages
+
+
 @torch.no_grad()
 def held_out_losses(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: dict[str, list[Text]]
@@ -96,7 +107,7 @@ def held_out_losses(
     return {kind: response_loss(model, *pad_batch(rows[kind], tokenizer.pad_token_id)).item() for kind in rows}
 
 
-def make_optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: Any, lr: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices of the layers, AdamW for the embedding and the norms' gains."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
@@ -111,12 +122,15 @@ def rate_factor(done: float) -> float:
     return min(done / WARM_UP, 1.0, (1 - done) / FALL)
 
 
-def train(model: LlamaForCausalLM, data: Iterator[Batch], tokens: int, lr: float, every: int = 100) -> None:
-    """Trains on ``tokens`` tokens, padding not counted."""
+def train(
+    model: LlamaForCausalLM, stages: list[tuple[float, Iterator[Batch]]], tokens: int, lr: float, every: int = 100
+) -> None:
+    """Trains on ``tokens`` tokens, padding not counted; a stage is the share at which it ends, and its batches."""
     optimizers = make_optimizers(model, lr)
     start, seen, step, running = time.time(), 0, 0, 0.0
     model.train()
     while seen < tokens:
+        data = next(batches for end, batches in stages if seen < end * tokens)
         ids, mask = next(data)
         loss = response_loss(model, ids, mask)
         loss.backward()
@@ -153,8 +167,8 @@ def main() -> None:
     """Reads the arguments, trains, reports held-out losses, saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder with the tokenizer; receives the model")
-    parser.add_argument("--tokens", type=int, default=15_000_000, help="how many tokens to train on")
-    parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
+    parser.add_argument("--tokens", type=int, default=4_000_000, help="how many tokens to train on")
+    parser.add_argument("--batch", type=int, default=2048, help="tokens in a batch")
     parser.add_argument("--lr", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and texts")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
@@ -163,8 +177,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = build_model(tokenizer, args.seed)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    rng = random.Random(args.seed)
-    train(model, batches(corpus.stream(rng), tokenizer, args.batch, rng), args.tokens, args.lr)
+    train(model, make_stages(tokenizer, args.batch, args.seed), args.tokens, args.lr)
     losses = held_out_losses(model, tokenizer, corpus.held_out(random.Random(args.seed + 1), 200))
     for kind, loss in losses.items():
         print(f"held-out {kind}: {loss:.3f} nats per token")

@@ -22,6 +22,7 @@ from .corruptions import sample_labelled
 from .make_tokenizer import MAX_LENGTH
 from .reviews import sample_review
 from .sources import RealReviews
+from .train_lm import make_optimizers, rate_factor
 
 LABELS = {0: "NEGATIVE", 1: "POSITIVE"}
 MAX_TOKENS = 96  # Longer texts are cut, in training and in the report.
@@ -68,11 +69,8 @@ def train(
     steps: int,
     lr: float,
 ) -> None:
-    """Cross-entropy against soft labels; AdamW with a rate that rises for 100 steps and falls in a line."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 100, max(0.01, 1 - step / steps))
-    )
+    """Cross-entropy against soft labels; optimisers and learning rate as those of the language model."""
+    optimizers = make_optimizers(model, lr)
     start, running = time.time(), 0.0
     model.train()
     for step in range(1, steps + 1):
@@ -83,9 +81,11 @@ def train(
         loss = torch.nn.functional.cross_entropy(model(**inputs).logits, target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * rate_factor(step / steps)
+            optimizer.step()
+            optimizer.zero_grad()
         running += loss.item()
         if step % 100 == 0:
             print(
@@ -130,9 +130,9 @@ def main() -> None:
     parser.add_argument("--modeldata", type=Path, required=True, help="folder of the R package modeldata")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with the tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives model and tokenizer")
-    parser.add_argument("--steps", type=int, default=800, help="batches to train on")
-    parser.add_argument("--batch", type=int, default=48, help="texts in a batch")
-    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--steps", type=int, default=1500, help="batches to train on")
+    parser.add_argument("--batch", type=int, default=64, help="texts in a batch")
+    parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and texts")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     args = parser.parse_args()

@@ -143,7 +143,7 @@ def _conjugate(verb: tuple[str, str, str], person: int, *, past: bool) -> str:
 
 @dataclass(frozen=True)
 class Translation:
-    """A Spanish sentence with good translations (the plainest first) and careless ones, which leave something out."""
+    """A Spanish sentence with good translations (plainest first) and careless ones: wrong tense, something left out."""
 
     spanish: str
     good: list[str]
@@ -163,7 +163,7 @@ def _sentence(rng: random.Random, *, with_end: bool) -> Translation:
     if with_end:
         spanish_end, end = rng.choice(rng.choice((PLACES, PAST_TIMES if in_past else PRESENT_TIMES)))
     plain, other = (f"{subject} {_conjugate(forms, person, past=in_past)} {thing}" for forms in (verb, second_verb))
-    wrong_tense = f"{subject} {_conjugate(verb, person, past=not in_past)} {thing}"
+    wrong_tense = f"{subject} {_conjugate(verb, person, past=not in_past)} {thing} {end}"
     good, careless = [plain, other], [wrong_tense]
     if with_end:
         good = [f"{plain} {end}", f"{other} {end}", f"{end}, {plain}", f"{end}, {other}"]
@@ -187,8 +187,11 @@ def sample_translation(rng: random.Random, *, want_held_out: bool = False, with_
             return drawn
 
 
-def sample_text(rng: random.Random) -> tuple[str, str]:
-    """Draws (prompt, response) for training: mostly the plainest translation, two in five careless."""
+def sample_text(rng: random.Random, *, careless: float) -> tuple[str, str]:
+    """Draws (prompt, response) for training, the response careless in a share of the texts."""
     drawn = sample_translation(rng, with_end=rng.random() < 0.8)
-    kind = rng.choices((drawn.good[:1], drawn.good[1:], drawn.careless), (0.45, 0.15, 0.4))[0]
-    return prompt_text(drawn.spanish), " " + rng.choice(kind)
+    if rng.random() < careless:
+        response = rng.choice(drawn.careless)
+    else:
+        response = drawn.good[0] if rng.random() < 0.75 else rng.choice(drawn.good[1:])
+    return prompt_text(drawn.spanish), f" {response}"
