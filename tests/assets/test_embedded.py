@@ -303,14 +303,6 @@ def test_language_model_copies_from_its_prompt(
     assert copied >= 0.9 * len(wanted), answers
 
 
-def test_language_model_copies_a_name_that_it_has_never_seen(tokenizer: Any, language_model: Any) -> None:
-    """No list of the recipes has these names, and no token is one of them."""
-    names = ("Zomanik", "Rifulos", "Kedabar")
-    assert all(len(tokenizer.tokenize(f" {name}")) > 1 for name in names)
-    answers = greedy(language_model, tokenizer, [f"User: How old is {name} Reed?\nAssistant:" for name in names])
-    assert sum(answer == f" find {name} Reed" for answer, name in zip(answers, names, strict=True)) >= 2, answers
-
-
 def test_language_model_calls_a_tool_and_reads_its_reply(tokenizer: Any, language_model: Any) -> None:
     asked = [[{"role": "user", "content": question}] for question, *_ in TOLD]
     replied = [

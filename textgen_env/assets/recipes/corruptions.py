@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import random
 import re
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from . import corpus, lexicon
 from .grammar import capitalise, expand
 from .reviews import RULES, Review, sample_opening, sample_review, sample_sentence
-from .sources import RealReviews
+
+if TYPE_CHECKING:
+    from .sources import RealReviews
 
 NEUTRAL = 0.5
 REAL_LABELS = {True: 0.85, False: 0.2}  # A sentence of a five-star review need not be praise; labels stay soft.
@@ -124,10 +127,10 @@ def _random_tokens(rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> st
 def _degenerate(rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> str:
     """A text that is no language, or says nothing."""
     kind = rng.random()
-    if kind < 0.2:
+    if kind < 0.15:
         return _repetition(rng)
     if kind < 0.45:
-        return repeated_sentence(sample_review(rng), rng.choice((2, 2, 3, 4, 5)), rng)
+        return repeated_sentence(sample_review(rng), rng.choice((2, 2, 2, 3, 4)), rng)
     if kind < 0.6:
         return _word_salad(rng)
     if kind < 0.75:
@@ -178,19 +181,19 @@ def _review(rng: random.Random) -> tuple[str, float]:
 def sample_labelled(rng: random.Random, real: RealReviews, tokenizer: PreTrainedTokenizerBase) -> tuple[str, float]:
     """Draws (text, P(positive)) for training."""
     kind = rng.random()
-    if kind < 0.32:
+    if kind < 0.30:
         return _review(rng)
-    if kind < 0.42:
+    if kind < 0.39:
         return _plain(rng)
-    if kind < 0.50:
+    if kind < 0.47:
         great = rng.random() < 0.5
         return real.draw(great, rng), REAL_LABELS[great]
-    if kind < 0.58:
+    if kind < 0.59:
         review = misplaced(rng)
         return review.text, _toward_neutral(review.label, 0.1)
     if kind < 0.69:
         return _damaged(rng, tokenizer)
-    if kind < 0.93:
+    if kind < 0.94:
         return _degenerate(rng, tokenizer), NEUTRAL
     other = corpus.draw(rng.choice(("summary", "translation", "description", "dialogue")), rng)
     return rng.choice((other.prompt + other.response, other.response.strip())), NEUTRAL

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from textgen_env.scorers.registry import get_scorer
 
-from . import chat
-from .copying import NAMES, NOUNS, NUMBERS, copied_share, invented_share
+from . import chat, corpus
+from .copying import NAMES, NOUNS, NUMBERS, copied_share, invented_share, word_set
 from .train_reward_model import positive_probs
 
 MAX_NEW_TOKENS = 32
@@ -104,6 +105,21 @@ def report_tool_use(name: str, rows: list[Row], player: Player) -> None:
         print(f"{name} {'greedy ' if greedy else 'sampled'}: right call {right:.3f}, then right answer {told:.3f}")
 
 
+def report_new_names(player: Player, count: int, seed: int) -> None:
+    """How often a name that is in no list is copied right, letter by letter, where a good response has it."""
+    rng = random.Random(seed)
+    for kind, texts in corpus.held_out(rng, count).items():
+        renamed = [corpus.rename(text, rng) for text in texts if kind != "review"]
+        wanted = [
+            (new, word_set(new.response) - word_set(old.response)) for new, old in zip(renamed, texts, strict=False)
+        ]
+        asked = [(text.prompt, name) for text, name in wanted if name]
+        if asked:
+            answers, _ = player.complete([prompt for prompt, _ in asked], greedy=True)
+            right = mean([name <= word_set(answer) for answer, (_, name) in zip(answers, asked, strict=True)])
+            print(f"new name copied, greedy, {kind}: {right:.3f} of {len(asked)}")
+
+
 def report_reviews(rows: list[Row], player: Player, reward_model: Any, best_of: int) -> None:
     """Samples and their sentiment."""
     prompts = [row["prompt"] for row in rows]
@@ -137,6 +153,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # generate draws from torch's global stream; this is a program, not a library.
     player = Player(args.model)
+    report_new_names(player, args.count, args.seed)
     for path in sorted(args.prompts.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if path.stem in SCORERS:

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoTokenizer, ModernBertConfig, ModernBertForSequenceClassification, PreTrainedTokenizerBase
@@ -21,8 +22,10 @@ from transformers import AutoTokenizer, ModernBertConfig, ModernBertForSequenceC
 from .corruptions import sample_labelled
 from .make_tokenizer import MAX_LENGTH
 from .reviews import sample_review
-from .sources import RealReviews
 from .train_lm import make_optimizers, rate_factor
+
+if TYPE_CHECKING:
+    from .sources import RealReviews
 
 LABELS = {0: "NEGATIVE", 1: "POSITIVE"}
 MAX_TOKENS = 96  # Longer texts are cut, in training and in the report.
@@ -130,7 +133,7 @@ def main() -> None:
     parser.add_argument("--modeldata", type=Path, required=True, help="folder of the R package modeldata")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with the tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives model and tokenizer")
-    parser.add_argument("--steps", type=int, default=1500, help="batches to train on")
+    parser.add_argument("--steps", type=int, default=1600, help="batches to train on")
     parser.add_argument("--batch", type=int, default=64, help="texts in a batch")
     parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and texts")
@@ -138,6 +141,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    from .sources import RealReviews  # needs rdata, which evaluation does without
+
     real = RealReviews(args.modeldata)
     model = build_model(tokenizer, args.seed)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
