@@ -7,6 +7,7 @@ elsewhere; the recipes that made them are no part of the tests.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ ASSETS = Path(__file__).parents[2] / "textgen_env" / "assets"
 TINY = ASSETS / "models" / "tiny"
 SENTIMENT = ASSETS / "models" / "tiny-sentiment"
 PROMPT_LIMITS = {"reviews": 64, "summaries": 128, "translations": 64, "descriptions": 64}
+CHATS = ("calculations", "look-ups")
 
 # Written by hand, none of them drawn from the grammar.
 POSITIVE = (
@@ -59,6 +61,52 @@ DEGENERATE = (
     "the of and to the in a the of",
     "taste loved it the was perfect of I delicious and soup",
 )
+
+
+# Praise that must not pay: said again and again, of another kind of thing, or not said to the end.
+EMPTY_PRAISE = (
+    "I love it. I love it. I love it. I love it.",
+    "I bought this lamp last month. I love it. I love it. I love it. I love it.",
+    "The bed is superb. The bed is superb. The bed is superb.",
+    "I bought this printer last month. The breakfast is superb.",
+    "My wife ordered the keyboard on Friday. The plot was gripping. The cast is brilliant.",
+    "This is my first novel. The bathroom was spotless and the pool is lovely.",
+    "I watched this film last week and it was",
+)
+# Written by hand: prompt, what a greedy answer must be or hold.
+TRANSLATED = {
+    "Carmen ve una llave en la cocina.": "Carmen sees a key in the kitchen.",
+    "Pedro vendió el caballo bonito ayer.": "Pedro sold the pretty horse yesterday.",
+    "Mi abuela busca la carta azul en el jardín.": "My grandmother looks for the blue letter in the garden.",
+    "Ellos pintaron una puerta verde la semana pasada.": "They painted a green door last week.",
+    "El niño pequeño pierde su sombrero cada día.": "The small boy loses his hat every day.",
+    "Yo tengo un perro negro ahora.": "I have a black dog now.",
+}
+SUMMARISED = {
+    "The council of Whitby decided on Friday to close the old museum because the roof is not safe. A group of "
+    "neighbors wants to fight the plan.": ("Whitby", "museum"),
+    "Omar Reed from Linden, who is sixty years old, won the national chess cup on Monday. The final was held in "
+    "Ashby.": ("Omar", "Reed", "chess"),
+    "In Marlow, rents will rise by twelve percent, the council said on Sunday. Families will feel it most.": (
+        "Marlow", "twelve", "rise"),
+    "A fire damaged a hotel near Dunmore early on Tuesday. Nobody was hurt.": ("fire", "hotel", "Dunmore"),
+}  # fmt: skip
+DESCRIBED = {
+    "name: Wild Rose | type: pub | food: Greek | area: near the park | price: expensive": (
+        "Wild Rose", "pub", "Greek", "near the park"),
+    "name: Royal Bell | type: tea room | food: Indian | area: at the harbor | rating: low | family: yes": (
+        "Royal Bell", "tea room", "Indian", "at the harbor"),
+    "name: Lucky Fox | type: bakery | food: French | area: in the old town | family: no": (
+        "Lucky Fox", "bakery", "French", "in the old town"),
+}  # fmt: skip
+TOLD = (
+    ("What is 12 plus 7?", "calc 12 + 7", "19", "It is 19."),
+    ("Anna has 20 books and buys 15 more. How many are there now?", "calc 20 + 15", "35", "Anna has 35 books."),
+    ("Where does Paul Weber live?", "find Paul Weber", "Paul Weber, a judge from Whitby, is 43 years old.",
+     "Paul Weber lives in Whitby."),
+    ("When does the museum close?", "find museum", "The museum opens at 9 and closes at 18.",
+     "The museum closes at 18."),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +200,7 @@ def test_tokenizer_round_trip(tokenizer: Any, text: str) -> None:
 @pytest.mark.parametrize("name", PROMPT_LIMITS)
 def test_prompts_are_many_short_and_distinct(tokenizer: Any, name: str) -> None:
     records = read_prompts(name)
-    assert len(records) >= 200
+    assert len(records) >= 1500
     assert len({record["prompt"] for record in records}) == len(records)
     for record in records:
         assert set(record) == {"prompt", "references"}
@@ -162,11 +210,36 @@ def test_prompts_are_many_short_and_distinct(tokenizer: Any, name: str) -> None:
         assert record["prompt"] == record["prompt"].strip()
 
 
+@pytest.mark.parametrize("name", CHATS)
+def test_conversations_are_questions_with_a_call_and_its_reply(tokenizer: Any, name: str) -> None:
+    records = read_prompts(name)
+    assert len(records) >= 1000
+    assert len({record["messages"][0]["content"] for record in records}) == len(records)
+    for record in records:
+        assert set(record) == {"messages", "references", "call", "reply"}
+        (message,) = record["messages"]
+        assert message["role"] == "user"
+        assert message["content"].endswith("?")
+        if name == "calculations":
+            _, left, sign, right = record["call"].split()
+            assert int(record["reply"]) == (int(left) + int(right) if sign == "+" else int(left) - int(right))
+            assert {left, right} == set(re.findall(r"\d+", message["content"]))
+        else:
+            assert record["call"].startswith("find ")
+            assert record["call"].removeprefix("find ") in message["content"]
+            assert record["call"].removeprefix("find ") in record["reply"]
+
+
+@pytest.mark.parametrize("name", [*PROMPT_LIMITS, *CHATS])
+def test_a_set_of_prompts_is_small(name: str) -> None:
+    assert (ASSETS / "prompts" / f"{name}.jsonl").stat().st_size <= 1e6
+
+
 @pytest.mark.parametrize(
     ("name", "start", "end", "fewest"),
     [
-        ("summaries", "Document: ", "\nSummary:", 1),
-        ("translations", "Spanish: ", "\nEnglish:", 1),
+        ("summaries", "Document: ", "\nSummary:", 3),
+        ("translations", "Spanish: ", "\nEnglish:", 3),
         ("descriptions", "Record: ", "\nDescription:", 3),
     ],
 )
@@ -197,6 +270,68 @@ def test_reward_model_tells_praise_from_blame(tokenizer: Any, reward_model: Any)
 def test_reward_model_pays_little_for_degenerate_text(tokenizer: Any, reward_model: Any) -> None:
     values = positive_probs(reward_model, tokenizer, DEGENERATE)
     assert max(values) <= 0.7, dict(zip(DEGENERATE, values, strict=True))
+
+
+def test_reward_model_pays_little_for_empty_praise(tokenizer: Any, reward_model: Any) -> None:
+    values = positive_probs(reward_model, tokenizer, EMPTY_PRAISE)
+    assert max(values) <= 0.7, dict(zip(EMPTY_PRAISE, values, strict=True))
+
+
+def greedy(language_model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
+    inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+    rows = language_model.generate(**inputs, do_sample=False, max_new_tokens=32)
+    return tokenizer.batch_decode(rows[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_language_model_translates(tokenizer: Any, language_model: Any) -> None:
+    answers = greedy(language_model, tokenizer, [f"Spanish: {text}\nEnglish:" for text in TRANSLATED])
+    right = [answer == f" {english}" for answer, english in zip(answers, TRANSLATED.values(), strict=True)]
+    assert sum(right) >= 5, answers
+
+
+@pytest.mark.parametrize(
+    ("form", "cases"),
+    [("Document: {}\nSummary:", SUMMARISED), ("Record: {}\nDescription:", DESCRIBED)],
+    ids=["summaries", "descriptions"],
+)
+def test_language_model_copies_from_its_prompt(
+    tokenizer: Any, language_model: Any, form: str, cases: dict[str, tuple[str, ...]]
+) -> None:
+    answers = greedy(language_model, tokenizer, [form.format(text) for text in cases])
+    wanted = [(word, answer) for answer, words in zip(answers, cases.values(), strict=True) for word in words]
+    copied = sum(word.lower() in answer.lower() for word, answer in wanted)
+    assert copied >= 0.9 * len(wanted), answers
+
+
+def test_language_model_calls_a_tool_and_reads_its_reply(tokenizer: Any, language_model: Any) -> None:
+    asked = [[{"role": "user", "content": question}] for question, *_ in TOLD]
+    replied = [
+        [*messages, {"role": "assistant", "content": call}, {"role": "tool", "content": reply}]
+        for messages, (_, call, reply, _) in zip(asked, TOLD, strict=True)
+    ]
+    for conversations, expected in (asked, [call for _, call, _, _ in TOLD]), (replied, [row[-1] for row in TOLD]):
+        texts = [
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            for messages in conversations
+        ]
+        answers = greedy(language_model, tokenizer, [text.removeprefix("<bos>") for text in texts])
+        assert sum(answer == f" {text}" for answer, text in zip(answers, expected, strict=True)) >= 3, answers
+
+
+def test_the_chat_template_writes_one_turn_a_line_and_keeps_what_it_wrote(tokenizer: Any) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 1 plus 2?"},
+        {"role": "assistant", "content": " calc 1 + 2"},
+        {"role": "tool", "content": "3"},
+    ]
+    texts = [
+        tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=count in (2, 4))
+        for count in (2, 3, 4)
+    ]
+    assert texts[0] == "<bos>System: Be brief.\nUser: What is 1 plus 2?\nAssistant:"
+    assert texts[1] == texts[0] + " calc 1 + 2<eos>"
+    assert texts[2] == texts[1] + "\nTool: 3\nAssistant:"
 
 
 def test_language_model_expects_reviews(tokenizer: Any, language_model: Any) -> None:

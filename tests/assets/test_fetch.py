@@ -191,7 +191,7 @@ class TestLookUp:
     def test_unknown_names(self) -> None:
         with pytest.raises(ValueError, match="unknown model 'gpt-9'; expected one of imdb-sentiment, minilm"):
             assets.model_path("gpt-9")
-        with pytest.raises(ValueError, match="unknown prompt set 'tiny'; expected one of bible-en-es, descriptions"):
+        with pytest.raises(ValueError, match="unknown prompt set 'tiny'; expected one of bible-en-es, calculations"):
             assets.prompt_path("tiny")
 
     def test_resolve_model(self, cache: Path) -> None:

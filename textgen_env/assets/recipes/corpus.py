@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from . import descriptions, reviews, sources, summaries, translations
+from . import chat, descriptions, dialogues, reviews, summaries, translations
+from .copying import NAMES, word_set
+from .grammar import invent_name
 
-SHARES = {"review": 0.52, "real review": 0.08, "summary": 0.14, "translation": 0.15, "verse": 0.01, "description": 0.10}
+# Shares of texts, not of tokens. Reading tasks take most: writing reviews is learned from few texts.
+SHARES = {"review": 0.24, "summary": 0.2, "translation": 0.22, "description": 0.16, "dialogue": 0.18}
+KINDS = tuple(SHARES)
+RENAMED = 0.15  # share of texts in which a name is one that is in no list
 
 
 @dataclass(frozen=True)
@@ -20,59 +25,56 @@ class Text:
     response: str
 
 
-class Corpus:
-    """An endless stream of training texts, and held-out texts of each kind.
+def draw(kind: str, rng: random.Random, *, careless: float = 0.0) -> Text:
+    """Draws one training text of a kind, with a careless response in a share of the texts (reviews have none)."""
+    if kind == "review":
+        review = _review(rng, want_held_out=False)
+        # Some are written from nothing, opening and all.
+        return Text("", review.prompt + review.response) if rng.random() < 0.15 else review
+    tasks = {"summary": summaries, "translation": translations, "description": descriptions, "dialogue": dialogues}
+    return Text(*tasks[kind].sample_text(rng, careless=careless))
 
-    Args:
-        modeldata: folder of the R package modeldata.
-        sword: SWORD folder with the two Bibles.
-    """
 
-    def __init__(self, modeldata: Path, sword: Path) -> None:
-        self.real = {
-            split: sources.short_reviews(sources.read_food_reviews(modeldata, split))
-            for split in ("training", "testing")
-        }
-        self._real_pools = {
-            five_stars: [text for text, great in self.real["training"] if great == five_stars]
-            for five_stars in (False, True)
-        }
-        verses = sources.read_parallel_verses(sword)
-        self.verses = [Text(translations.prompt_text(spanish), f" {english}") for spanish, english in verses]
+def _review(rng: random.Random, *, want_held_out: bool) -> Text:
+    review = reviews.sample_review(rng, want_held_out=want_held_out)
+    return Text(review.opening, review.continuation)
 
-    def draw(self, kind: str, rng: random.Random) -> Text:
-        """Draws one training text of a kind in ``SHARES``. Real five-star reviews are drawn as often as others."""
-        if kind == "review":
-            return Text("", reviews.sample_review(rng).text)
-        if kind == "real review":
-            return Text("", self.draw_real(rng.random() < 0.5, rng))
-        if kind == "verse":
-            return rng.choice(self.verses)
-        module = {"summary": summaries, "translation": translations, "description": descriptions}[kind]
-        return Text(*module.sample_text(rng))
 
-    def draw_real(self, five_stars: bool, rng: random.Random) -> str:
-        """Draws a short part of a real training review with five stars, or with fewer."""
-        return rng.choice(self._real_pools[five_stars])
+def rename(text: Text, rng: random.Random) -> Text:
+    """Gives one of the names of the prompt a new name that nobody has, in the response too: it can only be copied."""
+    known = sorted(word_set(text.prompt) & NAMES - {"Spanish", "English"})  # Those belong to a format.
+    if not known:
+        return text
+    old = rng.choice(known)
+    new = invent_name(rng, feminine=old.endswith("a"))
+    return Text(*(re.sub(rf"\b{old}\b", new, part) for part in (text.prompt, text.response)))
 
-    def stream(self, rng: random.Random) -> Iterator[Text]:
-        """Draws training texts without end."""
-        kinds, weights = list(SHARES), list(SHARES.values())
-        while True:
-            yield self.draw(rng.choices(kinds, weights)[0], rng)
 
-    def held_out(self, rng: random.Random, count: int) -> dict[str, list[Text]]:
-        """Draws ``count`` unseen texts of each kind (verses have no held-out part)."""
+def stream(rng: random.Random, *, careless: float) -> Iterator[Text]:
+    """Draws training texts without end; none is kept, and hardly any comes twice."""
+    shares = list(SHARES.values())
+    while True:
+        text = draw(rng.choices(KINDS, shares)[0], rng, careless=careless)
+        yield rename(text, rng) if rng.random() < RENAMED else text
 
-        def tasks(sample: Callable[..., tuple[str, list[str]]]) -> list[Text]:
-            drawn = (sample(rng, want_held_out=True) for _ in range(count))
-            return [Text(prompt, " " + responses[0]) for prompt, responses in drawn]
 
-        own = [reviews.sample_review(rng, want_held_out=True) for _ in range(count)]
-        return {
-            "review": [Text(review.opening, review.continuation) for review in own],
-            "real review": [Text("", text) for text, _ in rng.sample(self.real["testing"], count)],
-            "summary": tasks(summaries.sample_summary),
-            "translation": tasks(translations.sample_translation),
-            "description": tasks(descriptions.sample_description),
-        }
+def _held_out(kind: str, rng: random.Random) -> Text:
+    if kind == "review":
+        return _review(rng, want_held_out=True)
+    if kind == "summary":
+        document, good, _ = summaries.sample_summary(rng, want_held_out=True)
+        return Text(document, f" {good[0]}")
+    if kind == "translation":
+        drawn = translations.sample_translation(rng, want_held_out=True)
+        return Text(translations.prompt_text(drawn.spanish), f" {drawn.good[0]}")
+    if kind == "description":
+        record, texts = descriptions.sample_description(rng, want_held_out=True)
+        return Text(record, f" {texts[0]}")
+    turn = rng.choice((1, 3))
+    dialogue = dialogues.sample_dialogue(rng.choice(list(dialogues.KINDS)), rng, want_held_out=True)
+    return Text(chat.render(dialogue.messages(turn)), f" {dialogue.turns[turn]}")
+
+
+def held_out(rng: random.Random, count: int) -> dict[str, list[Text]]:
+    """Draws ``count`` unseen texts of each kind, with the first good response."""
+    return {kind: [_held_out(kind, rng) for _ in range(count)] for kind in KINDS}

@@ -1,19 +1,24 @@
 """Labelled texts for the reward model: reviews with their polarity, and everything that must not pay.
 
-A policy that is trained against a reward model finds whatever the model overrates. So degenerate texts (repeated words,
-lists of praise, shuffled or random words, nothing at all) and texts that are no reviews get the neutral label 0.5, and
-damaged reviews lose part of their label's distance to 0.5.
+A policy that is trained against a reward model finds whatever the model overrates. So degenerate texts (repeated words
+and sentences, lists of praise, shuffled or random words, nothing at all) and texts that are no reviews get the neutral
+label 0.5, and damaged reviews (cut short, about the wrong thing) lose part of their label's distance to 0.5.
 """
 
 from __future__ import annotations
 
 import random
+import re
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from .corpus import Corpus
+from . import corpus, lexicon
 from .grammar import capitalise, expand
-from .reviews import RULES, sample_opening, sample_review
+from .reviews import RULES, Review, sample_opening, sample_review, sample_sentence
+
+if TYPE_CHECKING:
+    from .sources import RealReviews
 
 NEUTRAL = 0.5
 REAL_LABELS = {True: 0.85, False: 0.2}  # A sentence of a five-star review need not be praise; labels stay soft.
@@ -57,15 +62,49 @@ def _words(rng: random.Random) -> list[str]:
     return rng.choice((rules["good_word"], rules["bad_word"], rules["good_word"] + rules["bad_word"]))
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of a text of the grammar, with their full stops."""
+    return re.split(r"(?<=[.!?]) ", text.strip())
+
+
+def repeated_sentence(review: Review, times: int, rng: random.Random) -> str:
+    """A review in which one of its sentences, or all of them, come again and again, with or without its opening."""
+    own = sentences(review.continuation)
+    repeated = rng.choice((own, [rng.choice(own)]))
+    opening = [review.opening] if rng.random() < 0.5 else []
+    if repeated is not own and rng.random() < 0.3:
+        opening = [review.text]
+    return " ".join(opening + repeated * times)
+
+
 def _repetition(rng: random.Random) -> str:
-    """A word, a phrase or a sentence, again and again."""
-    sentence = rng.choice(sample_review(rng).continuation.strip().rstrip(".").split(". "))
-    if rng.random() < 0.4:
-        return " ".join([sentence + "."] * rng.randint(2, 5))
-    phrase = sentence.split()
+    """A word or a phrase, again and again."""
+    phrase = rng.choice(sentences(sample_review(rng).continuation)).rstrip(".!?").split()
     start = rng.randrange(len(phrase))
     unit = rng.choice((rng.choice(_words(rng)), " ".join(phrase[start : start + rng.randint(1, 4)])))
     return rng.choice((" ", " ", ", ", ". ", " and ", "! ")).join([unit] * rng.randint(3, 10))
+
+
+def misplaced(rng: random.Random, *, want_held_out: bool = False) -> Review:
+    """A review that goes on about another kind of thing: the breakfast of a printer. The label is that of its words."""
+    while True:
+        domain, kind, opening = sample_opening(rng, want_held_out=want_held_out)
+        if kind == "sentence" and any(f" {item}" in opening for item in lexicon.ITEMS[domain].split("|")):
+            break
+    mood = rng.choice(("good", "bad"))
+    other = rng.choice([name for name in RULES if name != domain])
+    parts = [_of_the_other(mood, domain, other, rng) for _ in range(rng.choice((1, 2)))]
+    if rng.random() < 0.5:
+        parts.insert(rng.randrange(2), sample_sentence(mood, domain, rng))
+    return Review(opening, " " + " ".join(parts), 1.0 if mood == "good" else 0.0)
+
+
+def _of_the_other(mood: str, domain: str, other: str, rng: random.Random) -> str:
+    """A sentence that can be said of one kind of thing only: about its own aspects, or one of its own verdicts."""
+    if rng.random() < 0.5:
+        aspects = sorted({*lexicon.ASPECTS[other].split("|")} - {*lexicon.ASPECTS[domain].split("|")})
+        return expand(f"The {rng.choice(aspects)} [is|was] {{so_{mood}}}.", RULES[other], rng)
+    return sample_sentence(mood, other, rng, of_domain_alone=True)
 
 
 def _word_salad(rng: random.Random) -> str:
@@ -88,15 +127,17 @@ def _random_tokens(rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> st
 def _degenerate(rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> str:
     """A text that is no language, or says nothing."""
     kind = rng.random()
-    if kind < 0.25:
+    if kind < 0.15:
         return _repetition(rng)
     if kind < 0.45:
+        return repeated_sentence(sample_review(rng), rng.choice((2, 2, 2, 3, 4)), rng)
+    if kind < 0.6:
         return _word_salad(rng)
-    if kind < 0.65:
+    if kind < 0.75:
         return _shuffled(rng)
-    if kind < 0.8:
+    if kind < 0.85:
         return _random_tokens(rng, tokenizer)
-    if kind < 0.97:
+    if kind < 0.98:
         return sample_opening(rng)[2]
     return ""
 
@@ -137,19 +178,22 @@ def _review(rng: random.Random) -> tuple[str, float]:
     return capitalise(text) if rng.random() < 0.7 else text, review.label
 
 
-def sample_labelled(rng: random.Random, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> tuple[str, float]:
+def sample_labelled(rng: random.Random, real: RealReviews, tokenizer: PreTrainedTokenizerBase) -> tuple[str, float]:
     """Draws (text, P(positive)) for training."""
     kind = rng.random()
-    if kind < 0.36:
+    if kind < 0.30:
         return _review(rng)
-    if kind < 0.48:
+    if kind < 0.39:
         return _plain(rng)
-    if kind < 0.60:
+    if kind < 0.47:
         great = rng.random() < 0.5
-        return corpus.draw_real(great, rng), REAL_LABELS[great]
-    if kind < 0.72:
+        return real.draw(great, rng), REAL_LABELS[great]
+    if kind < 0.59:
+        review = misplaced(rng)
+        return review.text, _toward_neutral(review.label, 0.1)
+    if kind < 0.69:
         return _damaged(rng, tokenizer)
-    if kind < 0.92:
+    if kind < 0.94:
         return _degenerate(rng, tokenizer), NEUTRAL
-    other = corpus.draw(rng.choice(("summary", "translation", "verse", "description")), rng)
+    other = corpus.draw(rng.choice(("summary", "translation", "description", "dialogue")), rng)
     return rng.choice((other.prompt + other.response, other.response.strip())), NEUTRAL

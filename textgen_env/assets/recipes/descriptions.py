@@ -14,7 +14,7 @@ FIRST = words("Blue|Golden|Green|Red|Silver|Old|Little|Happy|Quiet|White|Black|R
 SECOND = words("Door|Lion|Garden|Spoon|Anchor|Rose|Fox|Bridge|Lantern|Mill|Harbor|Oak|Moon|Swan|Table|Bell|Star|Kettle")
 FIELDS = {
     "type": words("café|restaurant|pub|bakery|bistro|diner|tea room|wine bar"),
-    "food": words("Italian|Indian|French|Chinese|Mexican|Greek|Japanese|English|Turkish|Thai|vegetarian|seafood"),
+    "food": words("Italian|Indian|French|Chinese|Mexican|Greek|Japanese|English|Turkish|Thai|vegetarian|Spanish"),
     "area": words("by the river|in the city center|near the station|at the harbor|in the old town|near the park"),
     "price": words("cheap|moderate|expensive"),
     "rating": words("low|average|high"),
@@ -35,7 +35,7 @@ TAILS = {
     "price": (
         "It has {price_words}.",
         "The prices are {price_adjective}.",
-        "You can eat there at {price_words}.",
+        "Expect {price_words}.",
         "Its price range is {price}.",
     ),
     "rating": (
@@ -47,8 +47,8 @@ TAILS = {
     "family": (
         "It is {family_words}.",
         "The place is {family_words}.",
-        "It is a place that is {family_words}.",
-        "We can say it is {family_words}.",
+        "This place is {family_words}.",
+        "They say it is {family_words}.",
     ),
 }
 PRICE_ADJECTIVE = {"cheap": "low", "moderate": "moderate", "expensive": "high"}
@@ -96,8 +96,8 @@ def sample_description(rng: random.Random, *, want_held_out: bool = False) -> tu
             return prompt_text(record), phrasings(record, rng)
 
 
-def sample_text(rng: random.Random) -> tuple[str, str]:
-    """Draws (prompt, response) for training; one text in four leaves out its last sentence."""
+def sample_text(rng: random.Random, *, careless: float) -> tuple[str, str]:
+    """Draws (prompt, response) for training; careless ones, a share of the texts, stop after their first sentence."""
     prompt, texts = sample_description(rng)
     text = rng.choice(texts)
-    return prompt, " " + (text[: text.index(".") + 1] if rng.random() < 0.25 else text)
+    return prompt, f" {text[: text.index('.') + 1] if rng.random() < careless else text}"

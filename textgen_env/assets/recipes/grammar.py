@@ -63,3 +63,10 @@ def capitalise(text: str) -> str:
 def held_out(text: str, share: int = 10) -> bool:
     """Whether a text belongs to the held-out tenth (1/share). A hash of the text decides, so no list must be kept."""
     return zlib.crc32(text.encode()) % share == 0
+
+
+def invent_name(rng: random.Random, *, feminine: bool = False) -> str:
+    """A pronounceable name of two or three syllables that is in no list; feminine ones end in "a"."""
+    syllables = [rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.choice((2, 3)))]
+    name = "".join(syllables) if feminine else "".join(syllables) + rng.choice("lnrst")
+    return capitalise(name[:-1] + "a" if feminine else name)

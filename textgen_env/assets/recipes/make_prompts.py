@@ -1,6 +1,6 @@
-"""Writes the prompt files: held-out prompts of the four tasks, with references where the task has any.
+"""Writes the prompt files: held-out prompts of each task, with references where the task has any.
 
-python -m textgen_env.assets.recipes.make_prompts --tokenizer DIR --out DIR
+python -m textgen_env.assets.recipes.make_prompts --out DIR
 """
 
 from __future__ import annotations
@@ -10,57 +10,76 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from . import descriptions, dialogues, reviews, summaries, translations
 
-from . import descriptions, reviews, summaries, translations
-
-Sampler = Callable[[random.Random], tuple[str, list[str]]]
+Row = dict[str, Any]
 
 
-def _opening(rng: random.Random) -> tuple[str, list[str]]:
-    """A held-out opening of a review; it has no references."""
+def _opening(rng: random.Random) -> Row:
+    """An opening of a review; it has no references."""
     while True:
         _, _, opening = reviews.sample_opening(rng, want_held_out=True)
         if 3 <= len(opening.split()) <= 8:
-            return opening, []
+            return {"prompt": opening, "references": []}
 
 
-# file: (sampler, whether all responses are references or the first alone, most tokens of a prompt)
-FILES: dict[str, tuple[Sampler, bool, int]] = {
-    "reviews": (_opening, True, 64),
-    "summaries": (lambda rng: summaries.sample_summary(rng, want_held_out=True), False, 128),
-    "translations": (lambda rng: translations.sample_translation(rng, want_held_out=True), False, 64),
-    "descriptions": (lambda rng: descriptions.sample_description(rng, want_held_out=True), True, 64),
+def _summary(rng: random.Random) -> Row:
+    prompt, good, _ = summaries.sample_summary(rng, want_held_out=True)
+    return {"prompt": prompt, "references": good}
+
+
+def _translation(rng: random.Random) -> Row:
+    drawn = translations.sample_translation(rng, want_held_out=True)
+    return {"prompt": translations.prompt_text(drawn.spanish), "references": drawn.good}
+
+
+def _description(rng: random.Random) -> Row:
+    prompt, texts = descriptions.sample_description(rng, want_held_out=True)
+    return {"prompt": prompt, "references": texts}
+
+
+def _tool_use(kind: str, rng: random.Random) -> Row:
+    """A question; its references are the answers after the tool was called, which the other columns are about."""
+    question, call, reply, answer = dialogues.sample_dialogue(kind, rng, want_held_out=True).turns
+    messages = [{"role": "user", "content": question}]
+    return {"messages": messages, "references": [answer], "call": call, "reply": reply}
+
+
+FILES: dict[str, Callable[[random.Random], Row]] = {
+    "reviews": _opening,
+    "summaries": _summary,
+    "translations": _translation,
+    "descriptions": _description,
+    "calculations": lambda rng: _tool_use("calculation", rng),
+    "look-ups": lambda rng: _tool_use("look-up", rng),
 }
 
 
-def make_lines(name: str, count: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[str]:
-    """Draws ``count`` distinct prompts of one task as JSON lines, none longer than the task allows."""
-    sample, all_are_references, limit = FILES[name]
+COUNTS = {"descriptions": 1700, "look-ups": 1000}  # 1 MB; all that can be asked are 1,220 questions
+
+
+def make_lines(name: str, count: int, seed: int) -> list[str]:
+    """Draws ``count`` distinct prompts of one task as JSON lines."""
     rng = random.Random(f"{name}-{seed}")
     lines: dict[str, str] = {}
     while len(lines) < count:
-        prompt, responses = sample(rng)
-        if len(tokenizer(prompt).input_ids) > limit:
-            continue
-        references = responses if all_are_references else responses[:1]
-        lines.setdefault(prompt, json.dumps({"prompt": prompt, "references": references}, ensure_ascii=False))
+        row = FILES[name](rng)
+        lines.setdefault(str(row.get("prompt") or row["messages"]), json.dumps(row, ensure_ascii=False))
     return list(lines.values())
 
 
 def main() -> None:
     """Reads the arguments and writes one file per task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with the tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder for the .jsonl files")
-    parser.add_argument("--count", type=int, default=400, help="prompts in each file")
+    parser.add_argument("--count", type=int, default=2000, help="most prompts in a file")
     parser.add_argument("--seed", type=int, default=0, help="seed of the prompts")
     args = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        lines = make_lines(name, args.count, tokenizer, args.seed)
+        lines = make_lines(name, min(args.count, COUNTS.get(name, args.count)), args.seed)
         (args.out / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"{name}: {len(lines)} prompts")
 

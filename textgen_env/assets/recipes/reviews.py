@@ -182,9 +182,11 @@ def sample_opening(rng: random.Random, *, want_held_out: bool = False) -> tuple[
             return domain, kind, opening
 
 
-def _sentence(mood: str, domain: str, rng: random.Random) -> str:
-    """One sentence of a mood: a fixed verdict, or a statement about an aspect."""
-    if mood != "neutral" and rng.random() < 0.35:
+def sample_sentence(mood: str, domain: str, rng: random.Random, *, of_domain_alone: bool = False) -> str:
+    """One sentence of a mood: a statement about an aspect, or a verdict (perhaps one that fits this domain alone)."""
+    if of_domain_alone:
+        template = rng.choice(_split((lexicon.GOOD_SENTENCES if mood == "good" else lexicon.BAD_SENTENCES)[domain]))
+    elif mood != "neutral" and rng.random() < 0.35:
         template = f"The {{aspect}} [is|was] {{so_{mood}}}."
     else:
         template = rng.choice(_SENTENCES[mood][domain])
@@ -194,15 +196,15 @@ def _sentence(mood: str, domain: str, rng: random.Random) -> str:
 def _continue(domain: str, kind: str, moods: tuple[str, ...], rng: random.Random) -> str:
     """Writes the continuation of an opening: one start, up to two more sentences, a turn where the mood changes."""
     if kind == "sentence":
-        parts = [_sentence(moods[0], domain, rng)]
+        parts = [sample_sentence(moods[0], domain, rng)]
     else:
         parts = [expand(rng.choice(_STARTS[kind][moods[0]]), RULES[domain], rng)]
     for mood in moods[1:]:
-        follow = _sentence(mood, domain, rng)
+        follow = sample_sentence(mood, domain, rng)
         follow = follow if follow.startswith("I ") else follow[0].lower() + follow[1:]
         parts.append(f"{rng.choice(TURNS.split('|'))} {follow}")
     for _ in range(rng.choice((0, 0, 1, 1, 1, 2)) if len(moods) == 1 else 0):
-        sentence = _sentence(moods[-1], domain, rng)
+        sentence = sample_sentence(moods[-1], domain, rng)
         if sentence not in parts:
             parts.append(sentence)
     return " " + " ".join(parts)

@@ -1,20 +1,20 @@
-"""Reads the real texts: food reviews (R package modeldata, MIT) and two public-domain Bibles (SWORD modules).
+"""Reads the real texts: food reviews of the R package modeldata (MIT).
 
-It downloads nothing: the paths of the installed or unpacked Debian packages ``r-cran-modeldata``, ``sword-text-web``
-and ``sword-text-sparv`` are arguments. Needs ``rdata`` and ``pysword``.
+It downloads nothing: the path of the installed or unpacked Debian package ``r-cran-modeldata`` is an argument. Needs
+``rdata``.
 """
 
 from __future__ import annotations
 
 import html
 import lzma
+import random
 import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import rdata
-from pysword.modules import SwordModules
 
 # R's lazy-load databases (R Internals, "lazy loading"; lazyload.R): an index of (offset, length) per object, and blocks
 # of a 4-byte size, a type letter ("Z" = raw LZMA2 at preset 6 extreme) and the packed serialisation.
@@ -68,25 +68,22 @@ def short_reviews(reviews: list[tuple[str, bool]], *, max_words: int = 24) -> li
     return sorted(set(chosen))
 
 
-def read_parallel_verses(sword: Path, *, max_words: int = 14) -> list[tuple[str, str]]:
-    """Reads short verses of the New Testament as (Spanish, English) pairs.
+class RealReviews:
+    """Short parts of the real reviews.
 
     Args:
-        sword: the SWORD folder, with ``mods.d`` and ``modules`` in it (/usr/share/sword on Debian).
-        max_words: longest verse in either language.
+        modeldata: folder of the R package modeldata.
+
+    Attributes:
+        held_out: (text, whether its review has five stars) of the testing split.
     """
-    modules = SwordModules(str(sword))
-    modules.parse_modules()
-    english, spanish = (modules.get_bible_from_module(name) for name in ("engWEB2015eb", "spaRV1909eb"))
-    pairs = []
-    for book in english.get_structure().get_books()["nt"]:
-        for chapter in range(1, book.num_chapters + 1):
-            for verse in range(1, book.chapter_lengths[chapter - 1] + 1):
-                where = {"books": [book.name], "chapters": [chapter], "verses": [verse]}
-                try:
-                    pair = (clean(spanish.get(**where)), clean(english.get(**where)))
-                except ValueError:  # The two Bibles do not count all verses alike.
-                    continue
-                if all(0 < len(side.split()) <= max_words for side in pair):
-                    pairs.append(pair)
-    return pairs
+
+    def __init__(self, modeldata: Path) -> None:
+        training, self.held_out = (
+            short_reviews(read_food_reviews(modeldata, split)) for split in ("training", "testing")
+        )
+        self._pools = {great: [text for text, label in training if label == great] for great in (False, True)}
+
+    def draw(self, five_stars: bool, rng: random.Random) -> str:
+        """Draws a short part of a training review with five stars, or with fewer."""
+        return rng.choice(self._pools[five_stars])

@@ -1,7 +1,7 @@
 """Short news-like documents with one-line summaries, from a seeded grammar.
 
-Each event has a lead sentence and details. The best summary tells the lead and is the reference that the task scores
-against; a careless one tells a detail instead. The model learns both, so that a policy has something to gain.
+Each event has a lead sentence and details. Good summaries tell the lead; they are the references that the task scores
+against. Careless ones tell a detail instead. The model learns both, so that a policy has something to gain.
 """
 
 from __future__ import annotations
@@ -15,22 +15,29 @@ TOWNS = words(
     "Brookside|"
     "Redhill|Clayton|Linden|Marlow|Port Ellen|Silverton|Whitby|Dunmore|Glenwood|Highgate|Old Mill|Pinewood|Sandford"
 )
-NAMES = words(
-    "Anna Reed|Tom Baker|Maria Lopez|John Carter|Lucy Chen|Peter Novak|Sara Khan|David Moore|Emma Stone|Paul Weber|"
-    "Nina Rossi|Omar Haddad|Kate Wilson|Ben Turner|Julia Park|Leo Martin|Ruth Allen|Sam Cooper|Ella Brown|Ivan Petrov"
+GIVEN_NAMES = words(
+    "Anna|Tom|Maria|John|Lucy|Peter|Sara|David|Emma|Paul|Nina|Omar|Kate|Ben|Julia|Leo|Ruth|Sam|Ella|Ivan"
+)
+FAMILY_NAMES = words(
+    "Reed|Baker|Lopez|Carter|Chen|Novak|Khan|Moore|Stone|Weber|Rossi|Haddad|Wilson|Turner|Park|Martin|Allen|Cooper|"
+    "Brown|Petrov"
 )
 DAYS = words("Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday")
 
-# One event: its slots, the lead, the best summary, and details "sentence => what a careless summary makes of it".
+# One event: its slots, the lead, three good summaries, and details "sentence => what a careless summary makes of it".
 # {town}, {town2}, {day}, {name}, {name2} and the slots are drawn once per document.
-EVENTS: tuple[tuple[dict[str, str], str, str, tuple[str, ...]], ...] = (
+EVENTS: tuple[tuple[dict[str, str], str, tuple[str, ...], tuple[str, ...]], ...] = (
     (
         {
             "place": "library|swimming pool|town hall|post office|museum|cinema|railway station",
             "why": "repairs cost too much|too few people use it|the roof is not safe",
         },
         "The council of {town} decided on {day} to close the old {place} because {why}.",
-        "{town} council closes old {place}.",
+        (
+            "{town} council closes old {place}.",
+            "Old {place} in {town} will close.",
+            "The council of {town} closes its old {place}.",
+        ),
         (
             "People will have to travel to {town2} instead. => People must travel to {town2}.",
             'The mayor, {name}, said it was "a sad day". => Mayor {name} speaks of sad day.',
@@ -43,7 +50,7 @@ EVENTS: tuple[tuple[dict[str, str], str, str, tuple[str, ...]], ...] = (
             "sum": "two|three|five|nine|twelve",
         },
         "A new {place} opened in {town} on {day} after {sum} years of work.",
-        "New {place} opens in {town}.",
+        ("New {place} opens in {town}.", "{town} opens a new {place}.", "{place} opens in {town} after {sum} years."),
         (
             "Hundreds of people came to see it. => Hundreds came to see {place}.",
             "It cost {sum} million more than planned. => {place} costs more than planned.",
@@ -56,7 +63,11 @@ EVENTS: tuple[tuple[dict[str, str], str, str, tuple[str, ...]], ...] = (
             "place": "factory|farm|hotel|shopping center|warehouse|school",
         },
         "A {thing} damaged a {place} near {town} early on {day}.",
-        "{thing} damages {place} near {town}.",
+        (
+            "{thing} damages {place} near {town}.",
+            "{place} near {town} damaged by {thing}.",
+            "{place} damaged by {thing} near {town}.",
+        ),
         (
             "Nobody was hurt. => Nobody hurt in {town}.",
             "The cause is not yet known. => Cause of {thing} is not known.",
@@ -70,7 +81,11 @@ EVENTS: tuple[tuple[dict[str, str], str, str, tuple[str, ...]], ...] = (
             "age": "nine|twelve|fifteen|eighteen|sixty|seventy",
         },
         "{name} from {town}, who is {age} years old, won the national {prize} on {day}.",
-        "{name} from {town} wins {prize}.",
+        (
+            "{name} from {town} wins {prize}.",
+            "{prize} goes to {name} from {town}.",
+            "National {prize} won by {name} from {town}.",
+        ),
         (
             "More than a hundred people took part. => Hundred people take part.",
             "The final was held in {town2}. => {prize} held in {town2}.",
@@ -84,7 +99,11 @@ EVENTS: tuple[tuple[dict[str, str], str, str, tuple[str, ...]], ...] = (
             "sport": "football|hockey|handball",
         },
         "The {sport} team of {town} beat {town2} {score} on {day}.",
-        "{town} beats {town2} {score}.",
+        (
+            "{town} beats {town2} {score}.",
+            "{town} wins {score} against {town2}.",
+            "{sport} team of {town} beats {town2} {score}.",
+        ),
         (
             "{name} scored in the last minute. => {name} scores in last minute.",
             "It was the first win of the season. => First win of season for {town}.",
@@ -98,7 +117,11 @@ EVENTS: tuple[tuple[dict[str, str], str, str, tuple[str, ...]], ...] = (
             "number": "fifty|eighty|two hundred|three hundred|five hundred",
         },
         "A {firm} in {town} said on {day} that it will create {number} new jobs.",
-        "{firm} creates {number} jobs in {town}.",
+        (
+            "{firm} creates {number} jobs in {town}.",
+            "{number} new jobs at {firm} in {town}.",
+            "{firm} in {town} will create {number} jobs.",
+        ),
         (
             "Most of them are for young people. => New jobs for young people.",
             "The company has grown for years. => {firm} has grown for years.",
@@ -112,7 +135,11 @@ EVENTS: tuple[tuple[dict[str, str], str, str, tuple[str, ...]], ...] = (
             "number": "forty|ninety|two hundred|four hundred|six hundred",
         },
         "The {firm} in {town} will cut {number} jobs, workers were told on {day}.",
-        "{firm} in {town} cuts {number} jobs.",
+        (
+            "{firm} in {town} cuts {number} jobs.",
+            "{number} jobs cut at {firm} in {town}.",
+            "{firm} cuts {number} jobs in {town}.",
+        ),
         (
             "Sales have fallen for two years. => Sales of {firm} have fallen.",
             'The workers\' speaker, {name}, was "shocked". => {name} is shocked.',
@@ -123,7 +150,11 @@ EVENTS: tuple[tuple[dict[str, str], str, str, tuple[str, ...]], ...] = (
     (
         {"animal": "dog|cat|horse|parrot|goat|donkey|pony", "time": "two days|a week|three weeks|a month|a year"},
         "A {animal} that ran away from its home in {town} was found in {town2} on {day}, {time} later.",
-        "Lost {animal} from {town} found in {town2}.",
+        (
+            "Lost {animal} from {town} found in {town2}.",
+            "{animal} from {town} found in {town2} {time} later.",
+            "Lost {animal} found in {town2} after {time}.",
+        ),
         (
             "It was tired but well. => {animal} is tired but well.",
             "Its owner, {name}, was in tears. => {name} was in tears.",
@@ -137,7 +168,11 @@ EVENTS: tuple[tuple[dict[str, str], str, str, tuple[str, ...]], ...] = (
             "place": "garden|attic|field|cellar|barn",
         },
         "{name} found {item} in a {place} in {town} on {day}.",
-        "{name} finds {item} in {place}.",
+        (
+            "{name} finds {item} in {place}.",
+            "{item} found in {place} by {name}.",
+            "{name} finds {item} in {place} in {town}.",
+        ),
         (
             "It may be three hundred years old. => Find in {town} is very old.",
             "A museum in {town2} will show it. => Museum in {town2} shows {item}.",
@@ -151,7 +186,11 @@ EVENTS: tuple[tuple[dict[str, str], str, str, tuple[str, ...]], ...] = (
             "number": "five|eight|ten|twelve|twenty",
         },
         "In {town}, {what} will rise by {number} percent, the council said on {day}.",
-        "{what} in {town} rise by {number} percent.",
+        (
+            "{what} in {town} rise by {number} percent.",
+            "{town}: {what} rise by {number} percent.",
+            "{number} percent rise of {what} in {town}.",
+        ),
         (
             "It is the second rise in a year. => Second rise of {what} in a year.",
             "Families will feel it most. => Families feel rise most.",
@@ -162,11 +201,12 @@ EVENTS: tuple[tuple[dict[str, str], str, str, tuple[str, ...]], ...] = (
 )
 
 
-def _event(rng: random.Random) -> tuple[str, list[str]]:
-    """Draws a document and its summaries, the best first."""
-    slots, lead, best, details = rng.choice(EVENTS)
+def _event(rng: random.Random) -> tuple[str, list[str], list[str]]:
+    """Draws a document, its good summaries and its careless ones."""
+    slots, lead, good, details = rng.choice(EVENTS)
     town, town2 = rng.sample(TOWNS, 2)
-    name, name2 = rng.sample(NAMES, 2)
+    given, family = rng.sample(GIVEN_NAMES, 2), rng.sample(FAMILY_NAMES, 2)
+    name, name2 = (f"{first} {last}" for first, last in zip(given, family, strict=True))
     bound = {"town": [town], "town2": [town2], "name": [name], "name2": [name2], "day": [rng.choice(DAYS)]}
     bound |= {slot: [rng.choice(choices.split("|"))] for slot, choices in slots.items()}
     chosen = [detail.split(" => ") for detail in rng.sample(details, rng.choice((1, 2, 2, 3)))]
@@ -174,8 +214,9 @@ def _event(rng: random.Random) -> tuple[str, list[str]]:
     if rng.random() < 0.2:  # The lead is not always the first sentence.
         sentences[0], sentences[1] = sentences[1], sentences[0]
     document = " ".join(capitalise(expand(sentence, bound, rng)) for sentence in sentences)
-    summaries = [best, *(careless for _, careless in chosen)]
-    return document, [capitalise(expand(summary, bound, rng)) for summary in summaries]
+    careless = [summary for _, summary in chosen]
+    written = [[capitalise(expand(summary, bound, rng)) for summary in summaries] for summaries in (good, careless)]
+    return document, written[0], written[1]
 
 
 def prompt_text(document: str) -> str:
@@ -183,15 +224,17 @@ def prompt_text(document: str) -> str:
     return f"Document: {document}\nSummary:"
 
 
-def sample_summary(rng: random.Random, *, want_held_out: bool = False) -> tuple[str, list[str]]:
-    """Draws (prompt, summaries), held-out or not; the first summary is the reference."""
+def sample_summary(rng: random.Random, *, want_held_out: bool = False) -> tuple[str, list[str], list[str]]:
+    """Draws (prompt, three good summaries, careless summaries), held-out or not."""
     while True:
-        document, summaries = _event(rng)
+        document, good, careless = _event(rng)
         if held_out(document) == want_held_out:
-            return prompt_text(document), summaries
+            return prompt_text(document), good, careless
 
 
-def sample_text(rng: random.Random) -> tuple[str, str]:
-    """Draws (prompt, response) for training: mostly the reference, now and then a careless summary."""
-    prompt, summaries = sample_summary(rng)
-    return prompt, " " + (summaries[0] if rng.random() < 0.6 else rng.choice(summaries[1:]))
+def sample_text(rng: random.Random, *, careless: float) -> tuple[str, str]:
+    """Draws (prompt, response) for training, the response careless in a share of the texts."""
+    prompt, good, wrong = sample_summary(rng)
+    if rng.random() < careless:
+        return prompt, f" {rng.choice(wrong)}"
+    return prompt, f" {good[0] if rng.random() < 0.7 else rng.choice(good[1:])}"

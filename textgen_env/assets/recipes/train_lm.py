@@ -1,9 +1,10 @@
 """Trains the tiny language model on texts drawn from corpus.py; evaluation by samples lives in evaluate.py.
 
-    python -m textgen_env.assets.recipes.train_lm --modeldata DIR --sword DIR --model DIR --steps 2400
+    python -m textgen_env.assets.recipes.train_lm --model DIR
 
 ``--model`` holds the tokenizer (make_tokenizer) and receives config and weights. Texts are drawn without end, so
-there are no epochs; the same seed, steps and thread count give the same weights.
+there are no epochs. The loss is that of responses alone: what a grammar draws for its prompts cannot be foreseen, and
+learning its frequencies would cost width that reading needs.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from .corpus import Corpus, Text
+from . import corpus
+from .corpus import Text
 from .make_tokenizer import MAX_LENGTH
 
-PROMPT_WEIGHT = 0.1  # Weight of the loss on what a task gives (documents, records, Spanish), against 1 on responses.
+Batch = tuple[torch.Tensor, torch.Tensor]
+WARM_UP = 0.02  # share of the run in which the learning rate rises
+CARELESS_FROM, CARELESS = 0.75, 0.3  # when careless responses set in, and their share: what a policy can gain
+FALL = 0.5  # share of the run in which it falls to 0
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
@@ -43,76 +49,103 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausal
         return LlamaForCausalLM(config)
 
 
-def encode(text: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[float]]:
-    """Token ids with BOS and EOS, and the loss weight of each; prompt and response are tokenised apart, as in play."""
+def encode(text: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+    """Token ids with BOS and EOS, and which of them are the response's; both parts are tokenised apart, as in play."""
     prompt = tokenizer(text.prompt).input_ids
     response = tokenizer(text.response, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-    return prompt + response, [PROMPT_WEIGHT] * len(prompt) + [1.0] * len(response)
+    return prompt + response, [False] * len(prompt) + [True] * len(response)
 
 
-def pad_batch(rows: list[tuple[list[int], list[float]]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-pads rows to ids (B, T) int64 and weights (B, T) float32; padding weighs 0."""
+def pad_batch(rows: list[tuple[list[int], list[bool]]], pad_id: int) -> Batch:
+    """Right-pads rows to ids (B, T) int64 and a response mask (B, T) bool."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [pad_id] * (width - len(ids)) for ids, _ in rows])
-    weights = torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in rows])
-    return ids, weights
+    mask = torch.tensor([mask + [False] * (width - len(mask)) for _, mask in rows])
+    return ids, mask
 
 
 def batches(
-    texts: Iterator[Text], tokenizer: PreTrainedTokenizerBase, size: int, rng: random.Random
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Cuts the stream into batches of rows of similar length: draws 32 batches at once, sorts, shuffles the batches."""
+    texts: Iterator[Text], tokenizer: PreTrainedTokenizerBase, tokens: int, rng: random.Random
+) -> Iterator[Batch]:
+    """Cuts the stream into batches of about ``tokens`` tokens: draws many texts, sorts by length, shuffles batches."""
     while True:
-        rows = sorted((encode(next(texts), tokenizer) for _ in range(32 * size)), key=lambda row: len(row[0]))
-        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        rows = sorted((encode(next(texts), tokenizer) for _ in range(tokens)), key=lambda row: len(row[0]))
+        chunks: list[list[tuple[list[int], list[bool]]]] = [[]]
+        for row in rows:
+            if len(row[0]) * (len(chunks[-1]) + 1) > tokens:
+                chunks.append([])
+            chunks[-1].append(row)
         rng.shuffle(chunks)
         for chunk in chunks:
             yield pad_batch(chunk, tokenizer.pad_token_id)
 
 
-def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats per token, weighted. Right padding needs no mask under causal attention."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    weights = weights[:, 1:].flatten()
-    return (losses * weights).sum() / weights.sum()
+def response_loss(model: LlamaForCausalLM, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of response tokens, in nats; logits are made where the mask says so and nowhere else."""
+    wanted = mask[:, 1:]
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][wanted]  # (N, H)
+        logits = model.lm_head(hidden)
+    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted])
+
+
+def make_stages(tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int) -> list[tuple[float, Iterator[Batch]]]:
+    """First good responses alone, from which reading is learned fastest; then careless ones among them."""
+    stages = []
+    for end, careless in ((CARELESS_FROM, 0.0), (1.0, CARELESS)):
+        rng = random.Random(f"{careless}-{seed}")
+        stages.append((end, batches(corpus.stream(rng, careless=careless), tokenizer, tokens, rng)))
+    return stages
 
 
 @torch.no_grad()
 def held_out_losses(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: dict[str, list[Text]]
 ) -> dict[str, float]:
-    """Loss per response token (EOS counts, prompts do not) on held-out texts, by kind."""
-    model.eval()
-    losses = {}
-    for kind, kind_texts in texts.items():
-        rows = [encode(text, tokenizer) for text in kind_texts]
-        ids, weights = pad_batch(rows, tokenizer.pad_token_id)
-        losses[kind] = weighted_loss(model, ids, (weights == 1.0).float()).item()
+    """Loss per response token, EOS included, by kind."""
+    rows = {kind: [encode(text, tokenizer) for text in kind_texts] for kind, kind_texts in texts.items()}
+    return {kind: response_loss(model, *pad_batch(rows[kind], tokenizer.pad_token_id)).item() for kind in rows}
+
+
+def make_optimizers(model: Any, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices of the layers, AdamW for the embedding and the norms' gains."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+    return [
+        torch.optim.Muon(matrices, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+
+def rate_factor(done: float) -> float:
+    """Share of the highest rate when a share ``done`` of the run is over: a short rise, a plateau, a long fall to 0."""
+    return min(done / WARM_UP, 1.0, (1 - done) / FALL)
+
+
+def train(
+    model: LlamaForCausalLM, stages: list[tuple[float, Iterator[Batch]]], tokens: int, lr: float, every: int = 100
+) -> None:
+    """Trains on ``tokens`` tokens, padding not counted; a stage is the share at which it ends, and its batches."""
+    optimizers = make_optimizers(model, lr)
+    start, seen, step, running = time.time(), 0, 0, 0.0
     model.train()
-    return losses
-
-
-def train(model: LlamaForCausalLM, data: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, lr: float) -> None:
-    """AdamW; the rate rises for 40 steps, then falls in a line to a hundredth."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 40, max(0.01, 1 - step / steps))
-    )
-    start, tokens = time.time(), 0
-    for step in range(1, steps + 1):
-        ids, weights = next(data)
-        loss = weighted_loss(model, ids, weights)
+    while seen < tokens:
+        data = next(batches for end, batches in stages if seen < end * tokens)
+        ids, mask = next(data)
+        loss = response_loss(model, ids, mask)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        tokens += int((weights > 0).sum())
-        if step % 50 == 0 or step == steps:
-            print(
-                f"step {step}/{steps} loss {loss.item():.3f} {tokens / (time.time() - start):.0f} tokens/s", flush=True
-            )
+        seen, step, running = seen + int((ids > 0).sum()), step + 1, running + loss.item()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * rate_factor(min(1.0, seen / tokens))
+            optimizer.step()
+            optimizer.zero_grad()
+        if step % every == 0 or seen >= tokens:
+            pace = seen / (time.time() - start)
+            print(f"step {step} {seen / tokens:.1%} loss {running / every:.3f} {pace:.0f} tokens/s", flush=True)
+            running = 0.0
+    model.eval()
 
 
 def save(model: LlamaForCausalLM, folder: Path) -> None:
@@ -133,24 +166,20 @@ def save(model: LlamaForCausalLM, folder: Path) -> None:
 def main() -> None:
     """Reads the arguments, trains, reports held-out losses, saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modeldata", type=Path, required=True, help="folder of the R package modeldata")
-    parser.add_argument("--sword", type=Path, required=True, help="SWORD folder with mods.d and modules")
     parser.add_argument("--model", type=Path, required=True, help="folder with the tokenizer; receives the model")
-    parser.add_argument("--steps", type=int, default=2400, help="batches to train on")
-    parser.add_argument("--batch", type=int, default=32, help="texts in a batch")
+    parser.add_argument("--tokens", type=int, default=4_000_000, help="how many tokens to train on")
+    parser.add_argument("--batch", type=int, default=2048, help="tokens in a batch")
     parser.add_argument("--lr", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and texts")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    corpus = Corpus(args.modeldata, args.sword)
-    held_out = corpus.held_out(random.Random(args.seed + 1), 200)
     model = build_model(tokenizer, args.seed)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    rng = random.Random(args.seed)
-    train(model, batches(corpus.stream(rng), tokenizer, args.batch, rng), args.steps, args.lr)
-    for kind, loss in held_out_losses(model, tokenizer, held_out).items():
+    train(model, make_stages(tokenizer, args.batch, args.seed), args.tokens, args.lr)
+    losses = held_out_losses(model, tokenizer, corpus.held_out(random.Random(args.seed + 1), 200))
+    for kind, loss in losses.items():
         print(f"held-out {kind}: {loss:.3f} nats per token")
     save(model, args.model)
 

@@ -1,6 +1,6 @@
 """Trains the tiny sentiment reward model on labelled texts drawn from corruptions.py.
 
-    python -m textgen_env.assets.recipes.train_reward_model --modeldata DIR --sword DIR --tokenizer DIR --out DIR
+    python -m textgen_env.assets.recipes.train_reward_model --modeldata DIR --tokenizer DIR --out DIR
 
 A bidirectional encoder (ModernBERT's architecture, fresh weights) that reads the mean over the tokens' states: two
 labels, NEGATIVE and POSITIVE, trained with soft targets, so that P(POSITIVE) is near 0.5 for texts that say nothing.
@@ -14,14 +14,18 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoTokenizer, ModernBertConfig, ModernBertForSequenceClassification, PreTrainedTokenizerBase
 
-from .corpus import Corpus
 from .corruptions import sample_labelled
 from .make_tokenizer import MAX_LENGTH
 from .reviews import sample_review
+from .train_lm import make_optimizers, rate_factor
+
+if TYPE_CHECKING:
+    from .sources import RealReviews
 
 LABELS = {0: "NEGATIVE", 1: "POSITIVE"}
 MAX_TOKENS = 96  # Longer texts are cut, in training and in the report.
@@ -68,11 +72,8 @@ def train(
     steps: int,
     lr: float,
 ) -> None:
-    """Cross-entropy against soft labels; AdamW with a rate that rises for 100 steps and falls in a line."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 100, max(0.01, 1 - step / steps))
-    )
+    """Cross-entropy against soft labels; optimisers and learning rate as those of the language model."""
+    optimizers = make_optimizers(model, lr)
     start, running = time.time(), 0.0
     model.train()
     for step in range(1, steps + 1):
@@ -83,9 +84,11 @@ def train(
         loss = torch.nn.functional.cross_entropy(model(**inputs).logits, target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * rate_factor(step / steps)
+            optimizer.step()
+            optimizer.zero_grad()
         running += loss.item()
         if step % 100 == 0:
             print(
@@ -110,11 +113,14 @@ def positive_probs(
 
 
 def report(
-    model: ModernBertForSequenceClassification, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, rng: random.Random
+    model: ModernBertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    reviews: RealReviews,
+    rng: random.Random,
 ) -> None:
     """Prints the accuracy on held-out reviews of the grammar and on held-out real reviews (five stars or not)."""
     own = [review for review in (sample_review(rng, want_held_out=True) for _ in range(1000)) if review.label in (0, 1)]
-    real = rng.sample(corpus.real["testing"], 1000)
+    real = rng.sample(reviews.held_out, 1000)
     for name, pairs in {"grammar": [(r.text, r.label == 1) for r in own], "real": real}.items():
         positive = positive_probs(model, tokenizer, [text for text, _ in pairs])
         hits = [(p > 0.5) == label for p, (_, label) in zip(positive.tolist(), pairs, strict=True)]
@@ -125,26 +131,27 @@ def main() -> None:
     """Reads the arguments, trains, reports, saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modeldata", type=Path, required=True, help="folder of the R package modeldata")
-    parser.add_argument("--sword", type=Path, required=True, help="SWORD folder with mods.d and modules")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with the tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives model and tokenizer")
-    parser.add_argument("--steps", type=int, default=800, help="batches to train on")
-    parser.add_argument("--batch", type=int, default=48, help="texts in a batch")
-    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--steps", type=int, default=1600, help="batches to train on")
+    parser.add_argument("--batch", type=int, default=64, help="texts in a batch")
+    parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and texts")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    corpus = Corpus(args.modeldata, args.sword)
+    from .sources import RealReviews  # needs rdata, which evaluation does without
+
+    real = RealReviews(args.modeldata)
     model = build_model(tokenizer, args.seed)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     rng = random.Random(args.seed)
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)  # Dropout draws from torch's global stream.
-        data = batches(lambda: sample_labelled(rng, corpus, tokenizer), args.batch, rng)
+        data = batches(lambda: sample_labelled(rng, real, tokenizer), args.batch, rng)
         train(model, tokenizer, data, args.steps, args.lr)
-    report(model, tokenizer, corpus, random.Random(args.seed + 1))
+    report(model, tokenizer, real, random.Random(args.seed + 1))
     model.half().save_pretrained(args.out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(args.tokenizer / name, args.out / name)

@@ -1,12 +1,13 @@
 """Spanish sentences with their English translations, from a seeded grammar with agreement.
 
-A sentence is subject + verb + object (+ place or time). Nouns carry gender, adjectives agree with them, verbs agree
-with the subject in the present or the past.
+A sentence is subject + verb + object (+ place or time), and has four good translations where it has all of them.
+Nouns carry gender, adjectives agree with them, verbs agree with the subject in the present or the past.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from .grammar import capitalise, held_out, tidy
 
@@ -46,23 +47,37 @@ OF_PEOPLE = tuple(
     word for word in ADJECTIVES if word[2] in {"old", "small", "new", "sad", "cheerful", "strange", "pretty"}
 )
 OF_THINGS = tuple(word for word in ADJECTIVES if word[2] not in {"sad", "cheerful"})
-# verb: Spanish (I, he/she, they) in present and past; English (base, third person, past)
+# verb: Spanish (I, he/she, they) in present and past; English (base, third person, past), and a second English verb
 VERBS = (
-    (("compro", "compra", "compran"), ("compré", "compró", "compraron"), ("buy", "buys", "bought")),
-    (("vendo", "vende", "venden"), ("vendí", "vendió", "vendieron"), ("sell", "sells", "sold")),
-    (("veo", "ve", "ven"), ("vi", "vio", "vieron"), ("see", "sees", "saw")),
-    (("busco", "busca", "buscan"), ("busqué", "buscó", "buscaron"), ("look for", "looks for", "looked for")),
-    (("encuentro", "encuentra", "encuentran"), ("encontré", "encontró", "encontraron"), ("find", "finds", "found")),
-    (("pinto", "pinta", "pintan"), ("pinté", "pintó", "pintaron"), ("paint", "paints", "painted")),
-    (("pierdo", "pierde", "pierden"), ("perdí", "perdió", "perdieron"), ("lose", "loses", "lost")),
-    (("quiero", "quiere", "quieren"), ("quise", "quiso", "quisieron"), ("want", "wants", "wanted")),
-    (("tengo", "tiene", "tienen"), ("tuve", "tuvo", "tuvieron"), ("have", "has", "had")),
-    (("llevo", "lleva", "llevan"), ("llevé", "llevó", "llevaron"), ("carry", "carries", "carried")),
-    (("olvido", "olvida", "olvidan"), ("olvidé", "olvidó", "olvidaron"), ("forget", "forgets", "forgot")),
-    (("recibo", "recibe", "reciben"), ("recibí", "recibió", "recibieron"), ("receive", "receives", "received")),
-    (("robo", "roba", "roban"), ("robé", "robó", "robaron"), ("steal", "steals", "stole")),
-    (("dibujo", "dibuja", "dibujan"), ("dibujé", "dibujó", "dibujaron"), ("draw", "draws", "drew")),
-)
+    (("compro", "compra", "compran"), ("compré", "compró", "compraron"),
+     ("buy", "buys", "bought"), ("purchase", "purchases", "purchased")),
+    (("vendo", "vende", "venden"), ("vendí", "vendió", "vendieron"),
+     ("sell", "sells", "sold"), ("sell off", "sells off", "sold off")),
+    (("veo", "ve", "ven"), ("vi", "vio", "vieron"),
+     ("see", "sees", "saw"), ("notice", "notices", "noticed")),
+    (("busco", "busca", "buscan"), ("busqué", "buscó", "buscaron"),
+     ("look for", "looks for", "looked for"), ("search for", "searches for", "searched for")),
+    (("encuentro", "encuentra", "encuentran"), ("encontré", "encontró", "encontraron"),
+     ("find", "finds", "found"), ("discover", "discovers", "discovered")),
+    (("pinto", "pinta", "pintan"), ("pinté", "pintó", "pintaron"),
+     ("paint", "paints", "painted"), ("color", "colors", "colored")),
+    (("pierdo", "pierde", "pierden"), ("perdí", "perdió", "perdieron"),
+     ("lose", "loses", "lost"), ("misplace", "misplaces", "misplaced")),
+    (("quiero", "quiere", "quieren"), ("quise", "quiso", "quisieron"),
+     ("want", "wants", "wanted"), ("wish for", "wishes for", "wished for")),
+    (("tengo", "tiene", "tienen"), ("tuve", "tuvo", "tuvieron"),
+     ("have", "has", "had"), ("own", "owns", "owned")),
+    (("llevo", "lleva", "llevan"), ("llevé", "llevó", "llevaron"),
+     ("carry", "carries", "carried"), ("take", "takes", "took")),
+    (("olvido", "olvida", "olvidan"), ("olvidé", "olvidó", "olvidaron"),
+     ("forget", "forgets", "forgot"), ("leave behind", "leaves behind", "left behind")),
+    (("recibo", "recibe", "reciben"), ("recibí", "recibió", "recibieron"),
+     ("receive", "receives", "received"), ("get", "gets", "got")),
+    (("robo", "roba", "roban"), ("robé", "robó", "robaron"),
+     ("steal", "steals", "stole"), ("snatch", "snatches", "snatched")),
+    (("dibujo", "dibuja", "dibujan"), ("dibujé", "dibujó", "dibujaron"),
+     ("draw", "draws", "drew"), ("sketch", "sketches", "sketched")),
+)  # fmt: skip
 PLACES = (
     ("en la ciudad", "in the city"), ("en el jardín", "in the garden"), ("en la calle", "in the street"),
     ("en el mercado", "at the market"),
@@ -117,22 +132,46 @@ def _subject(rng: random.Random) -> tuple[str, str, int, str]:
     return spanish, english, 1, "his" if noun[1] == "m" else "her"
 
 
-def _sentence(rng: random.Random) -> tuple[str, str, str]:
-    """(Spanish, English, looser English): the looser one moves or drops the last phrase."""
-    spanish_subject, english_subject, person, own = _subject(rng)
-    present, past, (base, third, english_past) = rng.choice(VERBS)
+def _finish(text: str) -> str:
+    return capitalise(tidy(f"{text}."))
+
+
+def _conjugate(verb: tuple[str, str, str], person: int, *, past: bool) -> str:
+    base, third, in_past = verb
+    return in_past if past else (third if person == 1 else base)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A Spanish sentence with good translations (plainest first) and careless ones: wrong tense, something left out."""
+
+    spanish: str
+    good: list[str]
+    careless: list[str]
+
+
+def _sentence(rng: random.Random, *, with_end: bool) -> Translation:
+    """Draws a sentence; with a place or time at its end there are four good translations, without one two."""
+    spanish_subject, subject, person, own = _subject(rng)
+    present, past, verb, second_verb = rng.choice(VERBS)
     in_past = rng.random() < 0.5
     spanish_verb = (past if in_past else present)[person]
-    english_verb = english_past if in_past else (third if person == 1 else base)
     adjective = rng.choice(OF_THINGS) if rng.random() < 0.6 else None
-    spanish_object, english_object = _noun_phrase(rng.choice(THINGS), own, adjective, rng)
-    place = rng.choice((PLACES, PAST_TIMES if in_past else PRESENT_TIMES, (("", ""),)))
-    spanish_end, english_end = rng.choice(place)
-    core = f"{english_subject} {english_verb} {english_object}"
-    spanish = tidy(f"{spanish_subject} {spanish_verb} {spanish_object} {spanish_end}.")
-    loose = f"{english_end}, {core}." if rng.random() < 0.5 else f"{core}."
-    english = tidy(f"{core} {english_end}.")
-    return capitalise(spanish), capitalise(english), capitalise(tidy(loose.lstrip(", ")))
+    noun = rng.choice(THINGS)
+    spanish_object, thing = _noun_phrase(noun, own, adjective, rng)
+    spanish_end, end = "", ""
+    if with_end:
+        spanish_end, end = rng.choice(rng.choice((PLACES, PAST_TIMES if in_past else PRESENT_TIMES)))
+    plain, other = (f"{subject} {_conjugate(forms, person, past=in_past)} {thing}" for forms in (verb, second_verb))
+    wrong_tense = f"{subject} {_conjugate(verb, person, past=not in_past)} {thing} {end}"
+    good, careless = [plain, other], [wrong_tense]
+    if with_end:
+        good = [f"{plain} {end}", f"{other} {end}", f"{end}, {plain}", f"{end}, {other}"]
+        careless.append(plain)
+    if adjective:
+        careless.append(plain.replace(f" {adjective[2]} ", " "))
+    spanish = f"{spanish_subject} {spanish_verb} {spanish_object} {spanish_end}"
+    return Translation(_finish(spanish), list(map(_finish, good)), list(map(_finish, careless)))
 
 
 def prompt_text(spanish: str) -> str:
@@ -140,15 +179,19 @@ def prompt_text(spanish: str) -> str:
     return f"Spanish: {spanish}\nEnglish:"
 
 
-def sample_translation(rng: random.Random, *, want_held_out: bool = False) -> tuple[str, list[str]]:
-    """Draws (prompt, translations), held-out or not; the first translation is the reference."""
+def sample_translation(rng: random.Random, *, want_held_out: bool = False, with_end: bool = True) -> Translation:
+    """Draws a sentence with its translations, held-out or not, with a place or time at the end or not."""
     while True:
-        spanish, english, loose = _sentence(rng)
-        if held_out(spanish) == want_held_out:
-            return prompt_text(spanish), [english, loose]
+        drawn = _sentence(rng, with_end=with_end)
+        if held_out(drawn.spanish) == want_held_out:
+            return drawn
 
 
-def sample_text(rng: random.Random) -> tuple[str, str]:
-    """Draws (prompt, response) for training; one in four is loose."""
-    prompt, (english, loose) = sample_translation(rng)
-    return prompt, " " + (loose if rng.random() < 0.25 else english)
+def sample_text(rng: random.Random, *, careless: float) -> tuple[str, str]:
+    """Draws (prompt, response) for training, the response careless in a share of the texts."""
+    drawn = sample_translation(rng, with_end=rng.random() < 0.8)
+    if rng.random() < careless:
+        response = rng.choice(drawn.careless)
+    else:
+        response = drawn.good[0] if rng.random() < 0.75 else rng.choice(drawn.good[1:])
+    return prompt_text(drawn.spanish), f" {response}"
