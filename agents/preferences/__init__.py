@@ -1,0 +1,4 @@
+"""Preferences between two responses to one prompt, as data: pairs, their files, who labels them, where they are kept.
+
+Nothing is imported here: ``pairs.py`` has the pair and its files, ``labellers.py`` labels and chooses pairs.
+"""
