@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -121,17 +122,24 @@ class SupervisedTrainer(GradientTrainer):
         """``updates`` of them; all metrics."""
         return [self.iterate()[0] for _ in range(updates)]
 
-    @torch.no_grad()
     def held_out(self) -> dict[str, float]:
         """``loss`` of the held-out examples, in nats per token, and ``perplexity``; nothing if there are none."""
+        means = self.held_out_means()
+        return means and {"loss": means["loss"], "perplexity": math.exp(min(means["loss"], 700.0))}  # e^710 is no float
+
+    @torch.no_grad()
+    def held_out_means(self) -> dict[str, float]:
+        """The numbers that `loss` logs, of all held-out examples; nothing if there are none."""
         if not self.held_out_examples:
             return {}
         self.policy.eval()
-        batch = self.batch(sorted(self.held_out_examples, key=self.size))
-        parts = torch.arange(len(batch.texts), device=self.policy.device).split(self.config.micro_batch_size)
-        total = math.fsum(self.weight(batch, rows) * float(self.loss(batch, rows)[0]) for rows in parts)
-        loss = total / sum(self.weight(batch, rows) for rows in parts)
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # e^710 is no float
+        batch, sums = self.batch(sorted(self.held_out_examples, key=self.size)), defaultdict[str, list[float]](list)
+        micro_batches = torch.arange(len(batch.texts), device=self.policy.device).split(self.config.micro_batch_size)
+        for rows in micro_batches:
+            for name, value in self.loss(batch, rows)[1].items():
+                sums[name].append(self.weight(batch, rows) * float(value))
+        total = sum(self.weight(batch, rows) for rows in micro_batches)
+        return {name: math.fsum(values) / total for name, values in sums.items()}
 
 
 def deal(lengths: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from textgen_env.agents.training.metrics_log import read_metrics
 
-MODULES = ["reinforce-mean", "grpo", "sft"]
+MODULES = ["reinforce-mean", "grpo", "sft", "dpo"]
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,15 @@ def flags_of(name: str, output: Path, model: Path, prompts: Path, *more: str) ->
     """The module, and its flags for a run of seconds."""
     module, _, baseline = name.partition("-")
     given = flags(output, model, prompts)
-    if module == "sft":
+    if module in ("sft", "dpo"):
         for flag in ("--episodes", "--adaptive-kl-target"):
             del given[given.index(flag) : given.index(flag) + 2]
     if baseline:
         given += ["--baseline", baseline, "--group-size", "2"]
     if module == "grpo":
         given += ["--group-size", "4", "--scale", "group", "--length-norm", "token"]
+    if module == "dpo":
+        given += ["--train-pairs", "12", "--held-out-pairs", "5"]
     given += more
     return module, given
 
@@ -93,7 +95,7 @@ def test_a_supervised_run_measures_its_held_out_references(word_model: Path, pai
     AutoModelForCausalLM.from_pretrained(folder / "last")
 
 
-@pytest.mark.parametrize("name", ["reinforce", "grpo", "sft"])
+@pytest.mark.parametrize("name", ["reinforce", "grpo", "sft", "dpo"])
 def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tmp_path: Path):
     run(name, tmp_path / "lora", word_model, pairs, "--lora-rank", "2", "--dtype", "bfloat16", "--updates", "2")
     assert (tmp_path / "lora" / "last" / "adapter").is_dir()
@@ -106,6 +108,8 @@ def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tm
         ("reinforce", ["--critic", "shared"], "Unrecognized options: --critic"),
         ("grpo", ["--normalize-parts", "--scale", "none"], "normalize_parts=True with scale='none' must be with"),
         ("sft", ["--episodes", "8"], "Unrecognized options: --episodes"),
+        ("dpo", ["--beta", "0"], "beta=0.0 must be a finite number > 0"),
+        ("dpo", ["--label-flip", "2"], "label_flip=2.0 must be a number from 0 to 1"),
         ("sft", ["--lr", "-1"], "lr=-1.0 must be a finite number ≥ 0"),
     ],
 )
