@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def preference_loss(margin: Tensor, target: Tensor) -> Tensor:
+def preference_loss(margin: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """−E[t·log σ(m) + (1 − t)·log σ(−m)] of (B,) pairs: cross-entropy under P(first ≻ second) = σ(m).
 
     With m = r(first) − r(second) it fits rewards (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1), with m = β·Δ,
@@ -20,8 +20,10 @@ def preference_loss(margin: Tensor, target: Tensor) -> Tensor:
     Args:
         margin: m, with gradient.
         target: t, 1 where the first is preferred, ½ for a tie.
+        weight: of each pair, a mean of 1 in the long run; None: all count alike.
     """
-    return -(target * logsigmoid(margin) + (1 - target) * logsigmoid(-margin)).mean()
+    log_likelihood = target * logsigmoid(margin) + (1 - target) * logsigmoid(-margin)
+    return -(log_likelihood if weight is None else weight * log_likelihood).mean()
 
 
 def ipo_loss(difference: Tensor, beta: float, target: Tensor) -> Tensor:
