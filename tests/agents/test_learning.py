@@ -11,11 +11,15 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode
 
 import textgen_env  # noqa: F401  (registers the environments)
+from textgen_env.agents.dpo import DPO, DPOConfig
+from textgen_env.agents.dpo import examples as pair_examples
 from textgen_env.agents.grpo import GRPO, GRPOConfig
 from textgen_env.agents.policy import ActorConfig, ActorCritic
+from textgen_env.agents.preferences.labellers import SyntheticLabeller, sample_pairs
 from textgen_env.agents.reinforce import Reinforce, ReinforceConfig
 from textgen_env.agents.sft import SFT, SFTConfig, examples
 from textgen_env.agents.training.environments import split_prompts
@@ -79,3 +83,25 @@ def test_sft_lowers_the_held_out_perplexity(seed: int):
     trainer.train(24)
     after = trainer.held_out()["perplexity"]
     assert after < before - 0.02
+
+
+def preferring(seed: int, **labels: float) -> Gain:
+    """DPO for sixteen updates, from 256 pairs of the policy's own, labelled by the task's scorer."""
+    train, held_out = split_prompts(load_prompts("reviews"), 96)
+    venv, judge, policy = venv_of(train), venv_of(held_out), ActorCritic(LanguageModel("tiny"), ActorConfig())
+    reference = policy.reference()
+    before = evaluate(judge, policy, reference).metrics
+    generator = torch.Generator().manual_seed(seed)
+    sampled = sample_pairs(venv, policy.language_model, 256, generator=generator)
+    pairs = pair_examples(SyntheticLabeller(seed=seed, **labels)(sampled.pairs), venv, policy.language_model)
+    DPO(policy, DPOConfig(lr=5e-4, warmup_updates=0), pairs, reference=reference, seed=seed, total_updates=16).train(16)
+    after = evaluate(judge, policy, reference).metrics
+    return Gain(after["score"] - before["score"], after["kl_per_response"])
+
+
+def test_dpo_raises_the_score_that_labelled_its_pairs_and_labels_by_chance_do_not():
+    taught = [preferring(seed) for seed in SEEDS]
+    untaught = [preferring(seed, flip=0.5) for seed in SEEDS]
+    assert all(gain.score > 0.03 for gain in taught)
+    assert abs(statistics.mean(gain.score for gain in untaught)) < 0.02
+    assert statistics.mean(gain.score for gain in taught) > 0.06
