@@ -59,13 +59,15 @@ class RewardModelConfig(OptimConfig):
     lr: float = 2e-4
     """Peak learning rate. 2e-4 suits a model of a few million weights; for one of 100 million begin between 5e-6 and
     2e-5."""
+    value_lr: float = 5e-3
+    """Peak learning rate of heads, which start at zero: until they say something, nothing below them learns."""
     warmup_updates: int = 10
     """Updates of linear warm-up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, {"members": COUNT, "frozen_layers": COUNT_OR_ZERO})
-        check(self, dict.fromkeys(("margin", "center_coef"), NOT_NEGATIVE))
+        check(self, dict.fromkeys(("margin", "center_coef", "value_lr"), NOT_NEGATIVE))
 
 
 @dataclass

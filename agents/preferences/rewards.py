@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +90,11 @@ class RewardModel(nn.Module):
         return rewards[..., 0] - rewards[..., 1]
 
     def parameter_groups(self, lr: float, value_lr: float = 0.0) -> list[dict[str, Any]]:
-        """All that learns, at ``lr``."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
+        """What learns: backbones at ``lr``, heads at ``value_lr``."""
+        heads = [parameter for member in self.members for parameter in cast(Any, member).score.parameters()]
+        others = {id(parameter) for parameter in heads}
+        backbones = [p for p in self.parameters() if p.requires_grad and id(p) not in others]
+        return [{"params": backbones, "lr": lr}, {"params": heads, "lr": value_lr}]
 
     def save(self, path: str | Path) -> None:
         """Write a folder that transformers and `Classifier` load; further members into ``member-1``, ``member-2``, …"""

@@ -82,7 +82,7 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
             **OPTIM,
             "members": COUNT,
             "frozen_layers": COUNT_OR_ZERO,
-            **dict.fromkeys(("margin", "center_coef"), NOT_NEGATIVE),
+            **dict.fromkeys(("margin", "center_coef", "value_lr"), NOT_NEGATIVE),
         },
     ),
     (
