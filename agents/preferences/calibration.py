@@ -62,14 +62,15 @@ def preference_metrics(differences: Tensor, targets: Tensor) -> dict[str, list[f
     return found
 
 
-def draw_calibration(
-    path: Path, curves: dict[str, list[tuple[int, float]]], table: Sequence[Bin], title: str = ""
-) -> None:
-    """Curves over the updates beside the reliability diagram, as a PNG.
+CURVES = {"train/accuracy": "accuracy, training", "eval/accuracy": "accuracy, held out", "eval/log_loss": "log-loss"}
+
+
+def draw_calibration(path: Path, records: Sequence[dict[str, float]], table: Sequence[Bin], title: str = "") -> None:
+    """Accuracy and log-loss over the updates beside the reliability diagram, as a PNG.
 
     Args:
         path: where to write.
-        curves: (update, value) by label.
+        records: lines of a metrics file.
         table: of the last evaluation.
         title: of the figure.
     """
@@ -79,8 +80,9 @@ def draw_calibration(
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for label, points in curves.items():
-        left.plot(*zip(*points, strict=True), "o-", markersize=3, label=label)
+    for name, label in CURVES.items():
+        if points := [(r["update"], r[name]) for r in records if name in r]:
+            left.plot(*zip(*points, strict=True), "o-", markersize=3, label=label)
     left.set(xlabel="update", title="pairs")
     left.legend()
     right.plot([0.5, 1], [0.5, 1], color="black", linewidth=0.8, label="calibrated")

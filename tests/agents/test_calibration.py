@@ -59,5 +59,6 @@ def test_metrics_and_their_standard_errors_by_hand():
 
 def test_the_plot_is_drawn(tmp_path: Path):
     path = tmp_path / "plot.png"
-    draw_calibration(path, {"accuracy": [(0, 0.5), (8, 0.75)]}, [Bin(0.5, 0.75, 3, 0.6, 0.5)], "a $ sign")
+    records = [{"update": 1, "train/accuracy": 0.5}, {"update": 2, "train/accuracy": 0.75, "eval/log_loss": 0.6}]
+    draw_calibration(path, records, [Bin(0.5, 0.75, 3, 0.6, 0.5)], "a $ sign")
     assert path.read_bytes().startswith(b"\x89PNG")
