@@ -112,7 +112,7 @@ def test_lm_imports_only_rooms_below(name: str) -> None:
     assert all(LM_LEVEL[target] <= LM_LEVEL[name.split(".")[2]] for target in inner)
 
 
-ALGORITHMS = {f"textgen_env.agents.{name}" for name in ("ppo", "reinforce", "sft", "sb3_ppo")}
+ALGORITHMS = {f"textgen_env.agents.{name}" for name in ("ppo", "reinforce", "sft", "dpo", "reward_model", "sb3_ppo")}
 
 
 @pytest.mark.parametrize("name", sorted(name for name in GRAPH if name.startswith("textgen_env.agents.")))
@@ -145,7 +145,7 @@ def roots(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("file", ["advantages.py", "losses.py"])
+@pytest.mark.parametrize("file", ["advantages.py", "losses.py", "preference_losses.py"])
 def test_the_mathematics_of_agents_imports_torch_and_kl_alone(file: str) -> None:
     standard = {"__future__", "collections", "typing", "dataclasses", "math"}
     assert roots(ROOT / "agents" / file) <= {*standard, "torch", "textgen_env"}

@@ -33,6 +33,10 @@ ROWS = (
     ("distinct_2", "distinct-2", "{:.3f}"),
     ("eos_rate", "responses that end with EOS", "{:.0%}"),
     ("perplexity", "perplexity of the held-out references", "{:.2f}"),
+    ("accuracy", "held-out pairs whose preferred response has the larger reward", "{:.0%}"),
+    ("log_loss", "log-loss of held-out pairs, nats", "{:.3f}"),
+    ("calibration_error", "expected calibration error", "{:.3f}"),
+    ("disagreement", "disagreement of the ensemble, in rewards", "{:.2f}"),
 )
 LIMITS = {"clip_fraction": ("clip fraction", 0.3), "approx_kl": ("approx-KL", 0.1)}
 """Beyond these the steps of an update are too large for the surrogate to mean anything."""

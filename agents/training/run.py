@@ -41,7 +41,6 @@ from .stopping import Stopped, Stopping
 
 __all__ = ["Run", "RunSettings", "TaskSettings", "Trainer", "make_environments", "split_prompts"]
 
-
 LEFT = {
     "last": "last/ (transformers format)",
     "best": "best/ (the same)",
@@ -107,6 +106,8 @@ class Run:
     autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.DISABLED
     prefix: ClassVar[str] = ""
     """Of the default folder's name."""
+    best_by: ClassVar[str] = "score"
+    """The held-out metric by which ``best/`` is chosen: the larger, the better."""
 
     def __init__(
         self,
@@ -265,8 +266,8 @@ class Run:
         metrics = evaluation.metrics
         errors = {f"{name}_stderr": evaluation.standard_error(name) for name in metrics}
         log.write(self.trainer.updates, metrics | {n: e for n, e in errors.items() if math.isfinite(e)}, prefix="eval")
-        if metrics["score"] > self.best:
-            self.best = metrics["score"]
+        if metrics[self.best_by] > self.best:
+            self.best = metrics[self.best_by]
             replace_folder(self.folder / "best", self.policy.save)
 
     # --- what people look at: after everything is saved, and whatever becomes of it -----------------------------------
@@ -282,20 +283,23 @@ class Run:
             display.attempt("samples", lambda: samples_table(update, samples))
 
     def _report(self) -> None:
-        assert self.before is not None
         played = self._play()
-        self.after = self._summarize(played)
-        replace_file(self.folder / "after.json", json.dumps(asdict(self.after), indent=1))
-        replace_folder(self.folder / "last", self.policy.save)
+        evaluations = self._keep_last(self._summarize(played))
         model = self.policy.language_model
         write_report(
-            self.folder,
-            self.display,
-            self.settings,
-            (self.before, self.after),
-            lambda: frames(played, model),
-            self._attainable(),
+            self.folder, self.display, self.settings, evaluations, lambda: frames(played, model), self._attainable()
         )
+        self._say_what_is_left()
+
+    def _keep_last(self, after: EvalReport) -> tuple[EvalReport, EvalReport]:
+        """Write the last evaluation and the weights; the evaluations before and after training."""
+        assert self.before is not None
+        self.after = after
+        replace_file(self.folder / "after.json", json.dumps(asdict(after), indent=1))
+        replace_folder(self.folder / "last", self.policy.save)
+        return self.before, after
+
+    def _say_what_is_left(self) -> None:
         there = [name for path, name in LEFT.items() if (self.folder / path).exists()]
         self.display.say(f"saved in {self.folder}: {', '.join(there)}")
 
@@ -326,7 +330,11 @@ def live(metrics: Mapping[str, float]) -> str:
 
 
 def run_of_command_line(
-    module: str, kind: type[RunSettings], make_trainer: Callable[[Run], Trainer], arguments: Sequence[str] | None
+    module: str,
+    kind: type[RunSettings],
+    make_trainer: Callable[[Run], Trainer],
+    arguments: Sequence[str] | None,
+    run_class: type[Run] = Run,
 ) -> Run:
     """A native trainer's run from command-line flags: everything up to the first update.
 
@@ -335,7 +343,8 @@ def run_of_command_line(
         kind: dataclass of its settings.
         make_trainer: see `Run`, whose `settings` are those.
         arguments: the flags; None takes those of the process.
+        run_class: `Run`, or a subclass for what is no policy.
     """
     settings = parse(kind, module, arguments)
     keep_freed_memory()
-    return Run(settings, make_trainer, resume_command=resume_command(module, arguments))
+    return run_class(settings, make_trainer, resume_command=resume_command(module, arguments))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +19,7 @@ from torch import Tensor
 from textgen_env.lm.sampling import PLAIN, SamplingParams
 from textgen_env.lm.token_batch import TokenBatch
 
-from ..policy import ActorCritic
-from .trainer import GradientTrainer, OptimConfig
+from .trainer import GradientTrainer, OptimConfig, Trainable
 
 POOL = 16  # minibatches that are dealt from texts drawn together, sorted by length
 
@@ -46,6 +46,8 @@ class TextBatch:
 class SupervisedTrainer(GradientTrainer):
     """One optimiser step per update, over a minibatch of examples; a subclass gives its `loss`.
 
+    One whose examples are of another kind also gives `size`, `batch` and `weight`, and what `held_out` measures.
+
     Each epoch shuffles the examples by a generator of its own, so that the number of updates says where it stands.
 
     Args:
@@ -63,11 +65,11 @@ class SupervisedTrainer(GradientTrainer):
 
     def __init__(
         self,
-        policy: ActorCritic,
+        policy: Trainable,
         config: OptimConfig,
-        examples: Sequence[Example],
+        examples: Sequence[Any],
         *,
-        held_out: Sequence[Example] = (),
+        held_out: Sequence[Any] = (),
         sampling: SamplingParams = PLAIN,
         seed: int = 1,
         total_updates: int = 100,
@@ -78,18 +80,22 @@ class SupervisedTrainer(GradientTrainer):
         self.examples, self.held_out_examples, self.sampling, self.seed = examples, held_out, sampling, seed
         self._epoch: tuple[int, list[Tensor]] = (-1, [])
 
-    def weight(self, batch: TextBatch, rows: Tensor) -> int:
+    def size(self, example: Any) -> int:
+        """How many tokens an example has: those of similar size share a minibatch."""
+        return len(example.prompt_ids) + len(example.response_ids)
+
+    def weight(self, batch: Any, rows: Tensor) -> int:
         """The loss is a mean over response tokens."""
         return int(batch.tokens.response_lengths[rows].sum())
 
-    def batch(self, examples: Sequence[Example]) -> TextBatch:
+    def batch(self, examples: Sequence[Any]) -> Any:
         """Examples as tensors, on the policy's device."""
         pairs = [e.prompt_ids for e in examples], [e.response_ids for e in examples]
         tokens = TokenBatch.from_tokens(*pairs, self.policy.language_model.pad_token_id).to(self.policy.device)
         scores = torch.zeros(len(examples), device=self.policy.device)
         return TextBatch(tokens, [e.prompt for e in examples], [e.response for e in examples], scores)
 
-    def iterate(self) -> tuple[dict[str, float], TextBatch]:
+    def iterate(self) -> tuple[dict[str, float], Any]:
         """One update: its metrics, and what it learned from."""
         begin = time.perf_counter()
         self.policy.eval()
@@ -108,7 +114,7 @@ class SupervisedTrainer(GradientTrainer):
         """The minibatches of an epoch."""
         if self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed + (epoch << 32))
-            lengths = torch.tensor([len(e.prompt_ids) + len(e.response_ids) for e in self.examples])
+            lengths = torch.tensor([self.size(example) for example in self.examples])
             self._epoch = (epoch, deal(lengths, self.config.minibatch_size, generator))
         return self._epoch[1]
 
@@ -116,17 +122,24 @@ class SupervisedTrainer(GradientTrainer):
         """``updates`` of them; all metrics."""
         return [self.iterate()[0] for _ in range(updates)]
 
-    @torch.no_grad()
     def held_out(self) -> dict[str, float]:
         """``loss`` of the held-out examples, in nats per token, and ``perplexity``; nothing if there are none."""
+        means = self.held_out_means()
+        return means and {"loss": means["loss"], "perplexity": math.exp(min(means["loss"], 700.0))}  # e^710 is no float
+
+    @torch.no_grad()
+    def held_out_means(self) -> dict[str, float]:
+        """The numbers that `loss` logs, of all held-out examples; nothing if there are none."""
         if not self.held_out_examples:
             return {}
         self.policy.eval()
-        batch = self.batch(sorted(self.held_out_examples, key=lambda e: len(e.prompt_ids) + len(e.response_ids)))
-        parts = torch.arange(len(batch.texts), device=self.policy.device).split(self.config.micro_batch_size)
-        total = math.fsum(self.weight(batch, rows) * float(self.loss(batch, rows)[0]) for rows in parts)
-        loss = total / sum(self.weight(batch, rows) for rows in parts)
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # e^710 is no float
+        batch, sums = self.batch(sorted(self.held_out_examples, key=self.size)), defaultdict[str, list[float]](list)
+        micro_batches = torch.arange(len(batch.texts), device=self.policy.device).split(self.config.micro_batch_size)
+        for rows in micro_batches:
+            for name, value in self.loss(batch, rows)[1].items():
+                sums[name].append(self.weight(batch, rows) * float(value))
+        total = sum(self.weight(batch, rows) for rows in micro_batches)
+        return {name: math.fsum(values) / total for name, values in sums.items()}
 
 
 def deal(lengths: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:

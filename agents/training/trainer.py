@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from textgen_env.lm.token_batch import TokenBatch
 
-from ..policy import ActorCritic
 from .finite import check_finite
 from .optim import MasterAdamW, clip_grad_norm, lr_factor
 from .setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, check, choice
@@ -64,6 +63,20 @@ RULES = {
 }
 
 
+class Trainable(Protocol):
+    """What a trainer needs of what it trains, a policy or a reward model; algorithms may need more of theirs."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def parameter_groups(self, lr: float, value_lr: float = 0.0) -> list[dict[str, Any]]:
+        """What learns: the backbone at ``lr``, a critic's head, if there is one, at ``value_lr``."""
+
+    def eval(self) -> Any:
+        """Switch dropout off."""
+
+
 class GradientTrainer:
     """Steps a policy down the gradient of `loss`. A subclass gives it, and by `weight` what it is a mean over.
 
@@ -81,8 +94,9 @@ class GradientTrainer:
     kl_coef: float = 0.0
     """β of the objective score − β·KL; 0 for a trainer that has no other."""
 
-    def __init__(self, policy: ActorCritic, config: OptimConfig, total_updates: int) -> None:
-        self.policy, self.total_updates, self.updates = policy, total_updates, 0
+    def __init__(self, policy: Trainable, config: OptimConfig, total_updates: int) -> None:
+        self.policy: Any = policy
+        self.total_updates, self.updates = total_updates, 0
         self.config: Any = config
         groups = policy.parameter_groups(config.lr, getattr(config, "value_lr", config.lr))
         self.optimizer = MasterAdamW(groups, weight_decay=config.weight_decay)

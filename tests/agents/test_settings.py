@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from small_run import start
 
+from textgen_env.agents.dpo import DPOConfig
 from textgen_env.agents.grpo import GRPOConfig
 from textgen_env.agents.policy import PolicyConfig
 from textgen_env.agents.ppo import PPOConfig, PPOSettings, make_run
+from textgen_env.agents.preferences.source import PairConfig
 from textgen_env.agents.reinforce import ReinforceConfig
+from textgen_env.agents.reward_model import RewardModelConfig
 from textgen_env.agents.sft import SFTConfig
 from textgen_env.agents.training.command_line import parse
 from textgen_env.agents.training.command_line import run as run_program
@@ -72,6 +75,25 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
         },
     ),
     (SFTConfig, OPTIM),
+    (DPOConfig, {**OPTIM, "beta": POSITIVE, "loss": OTHER}),
+    (
+        RewardModelConfig,
+        {
+            **OPTIM,
+            "members": COUNT,
+            "frozen_layers": COUNT_OR_ZERO,
+            **dict.fromkeys(("margin", "center_coef", "value_lr"), NOT_NEGATIVE),
+        },
+    ),
+    (
+        PairConfig,
+        {
+            "pairs": ["", 3],
+            **dict.fromkeys(("train_pairs", "held_out_pairs"), COUNT),
+            **dict.fromkeys(("label_temperature", "label_tie"), NOT_NEGATIVE),
+            "label_flip": SHARE,
+        },
+    ),
     (
         PolicyConfig,
         {

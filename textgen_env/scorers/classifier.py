@@ -70,7 +70,7 @@ class Classifier:
     ) -> list[float]:
         column = self._column()
         rows = zip(prompts, completions, messages or [None] * len(completions), strict=True)
-        encodings = [self._encode(*row) for row in rows]
+        encodings = [self.encode(*row) for row in rows]
         return self.model.run(encodings, lambda outputs, _: self._read(outputs.logits.float(), column)).tolist()
 
     def _read(self, logits: torch.Tensor, column: int) -> torch.Tensor:
@@ -83,8 +83,8 @@ class Classifier:
             log_prob = logits.log_softmax(-1)[:, column]
         return log_prob if self.output == "log_probability" else log_prob.exp()
 
-    def _encode(self, prompt: str, completion: str, messages: Sequence[dict[str, Any]] | None) -> Encoding:
-        """Token ids of what is scored."""
+    def encode(self, prompt: str, completion: str, messages: Sequence[dict[str, Any]] | None = None) -> Encoding:
+        """Token ids of what is scored: those to train on, too."""
         if self.text == "chat":
             turns = [*(messages or [{"role": "user", "content": prompt}]), {"role": "assistant", "content": completion}]
             text = self.model.tokenizer.apply_chat_template(turns, tokenize=False)

@@ -1,0 +1,119 @@
+"""Rewards of whole texts: one or several sequence classifiers, made from a causal language model.
+
+What lives here: the model, what it reads of a pair, and saving. What does not: how it learns (``../reward_model.py``),
+and scoring with what was saved (`textgen_env.scorers.classifier`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from textgen_env.lm.adapters import save_merged, trainable
+from textgen_env.lm.backbone import unwrap
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.token_batch import TokenBatch
+from textgen_env.scorers.classifier import Classifier
+from textgen_env.scorers.text_model import TextModel
+
+from .pairs import Pair
+
+
+class RewardModel(nn.Module):
+    """One or several sequence classifiers with a single output, made from a causal language model of transformers.
+
+    A reward is read at the last token of prompt and response, as `textgen_env.scorers.Classifier` reads it. Heads start
+    at zero: every reward is 0 at first, every preference even. Members come to differ by what they learn from.
+
+    Args:
+        language_model: whose weights and tokenizer each member begins with; it is left alone.
+        members: how many.
+        frozen_layers: see `RewardModelConfig`.
+
+    Raises:
+        ValueError: transformers knows no sequence classifier of this kind; ``frozen_layers`` is out of range.
+    """
+
+    def __init__(self, language_model: LanguageModel, members: int = 1, *, frozen_layers: int = 0) -> None:
+        super().__init__()
+        self.language_model = language_model
+        made = [_classifier(language_model) for _ in range(members)]
+        self.members = nn.ModuleList(trainable(member, frozen_layers=frozen_layers) for member in made)
+        self.eval()
+        text_model = TextModel.from_modules("classifier", made[0], language_model.tokenizer)
+        forms = ["prompt+completion", *(["chat"] if text_model.tokenizer.chat_template else [])]
+        self._scorers = {form: Classifier(text_model, output="logit", text=form) for form in forms}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(self, tokens: TokenBatch) -> Tensor:
+        """(members, B) rewards of B whole texts, with gradient, float32."""
+        rows, last = torch.arange(len(tokens.lengths), device=self.device), tokens.lengths - 1
+        inputs = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, "use_cache": False}
+        members: list[Any] = list(self.members)
+        states = [member.base_model(**inputs).last_hidden_state[rows, last] for member in members]  # (B, d)
+        return torch.stack([m.score(s).squeeze(-1).float() for m, s in zip(members, states, strict=True)])
+
+    def encode(self, pair: Pair) -> tuple[list[int], list[int]]:
+        """The tokens of prompt and a, and of prompt and b, as a `Classifier` scores them.
+
+        Raises:
+            ValueError: the prompt is a conversation, and the tokenizer has no chat template.
+        """
+        prompt = pair.as_prompt
+        form = "prompt+completion" if prompt.messages is None else "chat"
+        if form not in self._scorers:
+            raise ValueError(f"prompt={prompt.text!r} is a conversation, but the tokenizer has no chat template")
+        messages = None if prompt.messages is None else [dict(message) for message in prompt.messages]
+        a, b = (self._scorers[form].encode(prompt.text, text, messages)["input_ids"] for text in (pair.a, pair.b))
+        return list(a), list(b)
+
+    def batch(self, texts: Sequence[Sequence[int]]) -> TokenBatch:
+        """Whole texts as tensors, on the model's device."""
+        return TokenBatch.from_tokens(texts, [[]] * len(texts), self.language_model.pad_token_id).to(self.device)
+
+    @torch.no_grad()
+    def differences(self, pairs: Sequence[Pair], batch_size: int = 32) -> Tensor:
+        """(members, N) r(a) − r(b) on the CPU: what `choose_by_disagreement` takes."""
+        texts = [ids for pair in pairs for ids in self.encode(pair)]
+        parts = [self(self.batch(texts[i : i + batch_size])) for i in range(0, len(texts), batch_size)]
+        rewards = torch.cat(parts, dim=1).view(len(self.members), -1, 2).cpu()
+        return rewards[..., 0] - rewards[..., 1]
+
+    def parameter_groups(self, lr: float, value_lr: float = 0.0) -> list[dict[str, Any]]:
+        """What learns: backbones at ``lr``, heads at ``value_lr``."""
+        heads = [parameter for member in self.members for parameter in cast(Any, member).score.parameters()]
+        others = {id(parameter) for parameter in heads}
+        backbones = [p for p in self.parameters() if p.requires_grad and id(p) not in others]
+        return [{"params": backbones, "lr": lr}, {"params": heads, "lr": value_lr}]
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder that transformers and `Classifier` load; further members into ``member-1``, ``member-2``, …"""
+        for number, member in enumerate(self.members):
+            folder = Path(path) / f"member-{number}" if number else Path(path)
+            save_merged(member, self.language_model.tokenizer, folder)
+
+
+def _classifier(language_model: LanguageModel) -> nn.Module:
+    """A sequence classifier with the backbone of a causal language model and a new head."""
+    source: Any = unwrap(language_model.model)
+    config = copy.deepcopy(source.config)
+    config.num_labels, config.pad_token_id = 1, language_model.pad_token_id
+    try:
+        with torch.random.fork_rng(devices=[]):  # transformers draws from the global generator; all is replaced below
+            model = AutoModelForSequenceClassification.from_config(config, dtype=source.dtype)
+        model.base_model.load_state_dict(source.base_model.state_dict())
+        nn.init.zeros_(model.score.weight)
+    except (ValueError, AttributeError, RuntimeError) as error:
+        message = f"model={language_model.source!r} cannot be made a sequence classifier with a head 'score': {error}"
+        raise ValueError(message) from error
+    return model.to(source.device)

@@ -1,0 +1,250 @@
+"""A reward model from pairs of responses: a sequence classifier that environments take as their scorer.
+
+What lives here: the loss of a minibatch, its settings, its run, and the command
+(``python -m textgen_env.agents.reward_model``). What does not: the loss functions (``preference_losses.py``), the
+model, pairs and calibration (``preferences/``), minibatches (``training/supervised.py``).
+
+References:
+    Christiano et al., "Deep reinforcement learning from human preferences" (2017): ensembles on bootstraps.
+    Ouyang et al., "Training language models to follow instructions with human feedback" (2022).
+    Eisenstein et al., "Helping or herding? Reward model ensembles mitigate but do not eliminate reward hacking" (2023):
+    centred rewards.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.lm.token_batch import TokenBatch
+
+from .preference_losses import preference_accuracy, preference_loss
+from .preferences.calibration import calibration_error, draw_calibration, preference_metrics, reliability
+from .preferences.pairs import Pair
+from .preferences.rewards import RewardModel
+from .preferences.source import PairConfig, gather
+from .training.command_line import run as run_program
+from .training.evaluate import EvalReport
+from .training.extra import OmitArgPrefixes
+from .training.files import replace_file
+from .training.metrics_log import read_metrics
+from .training.report import before_after_table
+from .training.run import Run, run_of_command_line
+from .training.run_settings import RunSettings
+from .training.setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check
+from .training.supervised import SupervisedTrainer
+from .training.trainer import OptimConfig
+
+
+@dataclass
+class RewardModelConfig(OptimConfig):
+    """Settings of model and algorithm; minibatches and micro-batches are counted in pairs."""
+
+    members: int = 1
+    """Models of an ensemble; where there are several, each learns from a bootstrap sample of the pairs."""
+    frozen_layers: int = 0
+    """Transformer blocks, from the input up, that do not learn; any number above 0 freezes the embeddings too."""
+    margin: float = 0.0
+    """By how much the preferred response is to win, in units of the reward."""
+    center_coef: float = 0.01
+    """Weight of E[(r_a + r_b)²], which keeps rewards near 0: preferences leave their level open."""
+    lr: float = 1e-3
+    """Peak learning rate of backbones. 1e-3 suits a model of a few million weights; for one of 100 million begin
+    between 5e-6 and 2e-5."""
+    value_lr: float = 5e-3
+    """Peak learning rate of heads, which start at zero: until they say something, nothing below them learns."""
+    warmup_updates: int = 10
+    """Updates of linear warm-up."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, {"members": COUNT, "frozen_layers": COUNT_OR_ZERO})
+        check(self, dict.fromkeys(("margin", "center_coef", "value_lr"), NOT_NEGATIVE))
+
+
+@dataclass
+class RewardModelSettings(RunSettings):
+    """Train a reward model on preferences."""
+
+    updates: int = 128
+    """Optimiser steps."""
+    data: OmitArgPrefixes[PairConfig] = field(default_factory=lambda: PairConfig(train_pairs=2048, held_out_pairs=256))
+    """Which pairs are learned from."""
+    reward_model: OmitArgPrefixes[RewardModelConfig] = field(default_factory=RewardModelConfig)
+    """Model and algorithm."""
+
+
+class RewardExample(NamedTuple):
+    """A pair as tokens, the preferred response first."""
+
+    prompt: str
+    text: str  # the preferred response
+    ids: tuple[list[int], list[int]]
+    target: float  # P(first ≻ second): 1, or ½ for a tie
+    weights: tuple[float, ...]  # one per member: how often it is in its bootstrap sample
+
+
+@dataclass
+class RewardBatch:
+    """B pairs as tensors: row 2i of the tokens is the first text of pair i, row 2i + 1 the second."""
+
+    tokens: TokenBatch  # (2B, T)
+    targets: Tensor  # (B,)
+    weights: Tensor  # (members, B)
+    prompts: list[str]
+    texts: list[str]
+    scores: Tensor  # (B,) r(first) − r(second), the mean over members, as the update finds it
+
+
+class RewardModelTrainer(SupervisedTrainer):
+    """Fits rewards to pairs; see `SupervisedTrainer`, whose ``policy`` is a `RewardModel`."""
+
+    def size(self, example: RewardExample) -> int:
+        """Tokens of the longer text."""
+        return max(map(len, example.ids))
+
+    def weight(self, batch: RewardBatch, rows: Tensor) -> int:
+        """The loss is a mean over pairs."""
+        return len(rows)
+
+    def batch(self, examples: Sequence[RewardExample]) -> RewardBatch:
+        """Pairs as tensors, on the model's device."""
+        tokens, device = self.policy.batch([ids for e in examples for ids in e.ids]), self.policy.device
+        targets = torch.tensor([e.target for e in examples], device=device)
+        weights = torch.tensor([e.weights for e in examples], device=device).T
+        told = [e.prompt for e in examples], [e.text for e in examples]
+        return RewardBatch(tokens, targets, weights, *told, torch.zeros_like(targets))
+
+    def loss(self, batch: RewardBatch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """−E[log σ(r(first) − r(second) − margin)] + c·E[(r(first) + r(second))²], the mean over members.
+
+        A tie is half of each direction, without a margin.
+        """
+        rewards = self.policy(batch.tokens.rows(torch.stack([2 * rows, 2 * rows + 1], dim=1).flatten()))
+        first, second = rewards.view(len(rewards), -1, 2).unbind(-1)  # (members, b) each
+        targets, weights = batch.targets[rows].expand_as(first), batch.weights[:, rows]
+        margins = torch.where(targets == 1, self.config.margin, 0.0)
+        fit = preference_loss(first - second - margins, targets, weights)
+        loss = fit + self.config.center_coef * (weights * (first + second).square()).mean()
+        difference = (first - second).detach().mean(dim=0)
+        batch.scores[rows] = difference
+        parts = {"loss": loss, "accuracy": preference_accuracy(difference, targets[0]), "reward": rewards.mean()}
+        return loss, {name: value.detach() for name, value in parts.items()}
+
+    @torch.no_grad()
+    def held_out_differences(self) -> tuple[Tensor, Tensor]:
+        """Of the held-out pairs: (members, N) r(first) − r(second), and (N,) targets; on the CPU."""
+        parts, size = [], self.config.micro_batch_size
+        for start in range(0, len(self.held_out_examples), size):
+            batch = self.batch(self.held_out_examples[start : start + size])
+            rewards = self.policy(batch.tokens)
+            parts.append((rewards[:, ::2] - rewards[:, 1::2]).cpu())
+        return torch.cat(parts, dim=1), torch.tensor([e.target for e in self.held_out_examples])
+
+    def held_out(self) -> dict[str, float]:
+        """``loss`` and ``accuracy`` of the held-out pairs; `RewardModelRun` measures more."""
+        return self.held_out_means()
+
+
+def examples(
+    pairs: Sequence[Pair], model: RewardModel, generator: torch.Generator | None = None
+) -> list[RewardExample]:
+    """Pairs as tokens; those without anything to learn are left out.
+
+    Args:
+        pairs: any.
+        model: whose tokens and how many members.
+        generator: source of a bootstrap sample per member; None: each pair counts once for each.
+    """
+    ranked = [(pair, found) for pair in pairs if (found := pair.ranked)]
+    count, members = len(ranked), len(model.members)
+    weights = torch.ones(members, count)
+    if generator is not None:
+        drawn = torch.randint(count, (members, count), generator=generator)
+        weights = torch.stack([row.bincount(minlength=count).float() for row in drawn])
+    made = []
+    for (pair, (first, _, target)), own in zip(ranked, weights.T.tolist(), strict=True):
+        a, b = model.encode(pair)
+        ids = (a, b) if first == pair.a else (b, a)
+        made.append(RewardExample(pair.as_prompt.text, first, ids, target, tuple(own)))
+    return made
+
+
+class RewardModelRun(Run):
+    """A run whose model writes nothing: held-out pairs take the place of responses to held-out prompts."""
+
+    prefix, best_by = "reward-model-", "accuracy"
+    trainer: Any  # a `RewardModelTrainer`
+
+    def make_policy(self) -> Any:
+        """The reward model."""
+        settings, config = self.settings, self.settings.reward_model
+        language_model = LanguageModel(settings.model, device=settings.device, dtype=settings.dtype)
+        return RewardModel(language_model, config.members, frozen_layers=config.frozen_layers)
+
+    def make_reference(self) -> Any:
+        """None: there is no KL."""
+        return None
+
+    def evaluate(self) -> EvalReport:
+        """Accuracy, log-loss, calibration and disagreement on the held-out pairs."""
+        differences, targets = self.trainer.held_out_differences()
+        mean = differences.mean(dim=0)
+        measured = preference_metrics(mean, targets)
+        metrics = {name: values[0] for name, values in measured.items()}
+        metrics["calibration_error"] = calibration_error(reliability(mean, targets))
+        if len(differences) > 1:
+            metrics["disagreement"] = float(differences.std(dim=0).mean())
+        held_out = self.trainer.held_out_examples
+        left_out = {name: values[1:] for name, values in measured.items()} if len(targets) > 1 else {}
+        return EvalReport(metrics, [e.prompt for e in held_out], [e.text for e in held_out], mean.tolist(), left_out)
+
+    def _report(self) -> None:
+        evaluations = self._keep_last(self.evaluate())
+        differences, targets = self.trainer.held_out_differences()
+        table = reliability(differences.mean(dim=0), targets)
+
+        def draw(path: Path) -> None:
+            records, title = read_metrics(self.folder / "metrics.jsonl"), f"reward model of {self.settings.env}"
+            draw_calibration(path, records, table, title)
+
+        self.display.attempt("plot.png", lambda: replace_file(self.folder / "plot.png", draw))
+        self.display.attempt("the table of before and after", lambda: before_after_table(*evaluations))
+        scorer = {"name": "classifier", "model": str(self.folder / "last"), "output": "logit"}
+        self.display.say(f"as a scorer: --scorer {shlex.quote(json.dumps(scorer))}")
+        self._say_what_is_left()
+
+
+def make_run(arguments: Sequence[str] | None = None) -> Run:
+    """Everything up to the first update; see `main`."""
+
+    def make_trainer(run: Run) -> RewardModelTrainer:
+        settings, model = run.settings, cast(Any, run.policy)
+        train, held_out = gather(run, settings.data, model.language_model)
+        config, generator = settings.reward_model, torch.Generator().manual_seed(settings.seed)
+        sets = examples(train, model, generator if config.members > 1 else None), examples(held_out, model)
+        if not sets[1]:
+            raise ValueError("no pair is left to hold out; give some more, of several prompts")
+        options = {"seed": settings.seed, "total_updates": settings.updates}
+        return RewardModelTrainer(model, config, sets[0], held_out=sets[1], **options)
+
+    return run_of_command_line(
+        "textgen_env.agents.reward_model", RewardModelSettings, make_trainer, arguments, RewardModelRun
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m textgen_env.agents.reward_model --help``"""
+    make_run(arguments).execute()
+
+
+if __name__ == "__main__":
+    run_program(make_run)
