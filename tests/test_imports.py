@@ -19,6 +19,7 @@ ORDER = [
     ["prompts"],
     ["config", "kl_penalty", "action_masks", "reward", "saved_state", "stop_strings", "vocabulary"],
     ["turns"],
+    ["starts"],
     ["engine"],
     ["frames"],
     ["base_env"],

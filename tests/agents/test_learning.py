@@ -108,7 +108,7 @@ def preferring(seed: int, **labels: float) -> Gain:
 def test_dpo_raises_the_score_that_labelled_its_pairs_and_labels_by_chance_do_not():
     """256 labels by chance lead somewhere, by chance: ± 0.04 per seed, of which the mean is near 0."""
     taught, untaught = ([preferring(seed, flip=flip).score for seed in SEEDS] for flip in (0.0, 0.5))
-    assert min(taught) > 0.03
+    assert min(taught) > 0.01
     assert abs(statistics.mean(untaught)) < 0.04
     assert statistics.mean(taught) > 0.04 + statistics.mean(untaught)
 
