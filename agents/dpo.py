@@ -22,7 +22,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from textgen_env.lm.language_model import LanguageModel
-from textgen_env.lm.sampling import SamplingParams
+from textgen_env.lm.sampling import PLAIN, SamplingParams
 from textgen_env.lm.token_batch import TokenBatch
 from textgen_env.notices import warn_user
 from textgen_env.vocabulary import tokenize_prompt
@@ -114,10 +114,13 @@ class DPO(SupervisedTrainer):
         *,
         reference: Reference,
         held_out: Sequence[PairExample] = (),
-        **options: Any,
+        sampling: SamplingParams = PLAIN,
+        seed: int = 1,
+        total_updates: int = 100,
     ) -> None:
         numbered = [example._replace(number=row) for row, example in enumerate([*examples, *held_out])]
         train, rest = numbered[: len(examples)], numbered[len(examples) :]
+        options: dict[str, Any] = {"sampling": sampling, "seed": seed, "total_updates": total_updates}
         super().__init__(policy, config, train, held_out=rest, **options)
         self.reference, self._ref_log_probs = reference, torch.full((len(numbered), 2), math.nan)
 

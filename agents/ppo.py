@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium as gym
 import torch
@@ -25,7 +25,7 @@ from textgen_env.lm.token_batch import TokenBatch
 
 from . import losses
 from .advantages import gae, masked_whiten
-from .policy import ActorCritic, PolicyConfig
+from .policy import ActorCritic, PolicyConfig, Reference
 from .rollout import Rollout
 from .rollout_metrics import mean_return
 from .training.command_line import read_lines
@@ -113,7 +113,7 @@ class PPO(OnPolicyTrainer):
     """Proximal policy optimisation of a language model in a token environment.
 
     Args:
-        venv, policy, config, options: see `OnPolicyTrainer`; the policy has a critic.
+        venv, policy, config, reference, seed, total_updates: see `OnPolicyTrainer`; the policy has a critic.
         ptx_texts: whole texts for the "ptx" term; they end as the tokenizer ends texts.
 
     Example::
@@ -130,11 +130,13 @@ class PPO(OnPolicyTrainer):
         policy: ActorCritic,
         config: PPOConfig | None = None,
         *,
+        reference: Reference | None = None,
         ptx_texts: Sequence[str] = (),
-        **options: Any,
+        seed: int = 1,
+        total_updates: int = 100,
     ) -> None:
         config = config or PPOConfig()
-        super().__init__(venv, policy, config, **options)
+        super().__init__(venv, policy, config, reference=reference, seed=seed, total_updates=total_updates)
         if policy.value_head is None:
             raise ValueError("policy has no critic, and PPO learns values; make it with a PolicyConfig")
         self.epochs = config.epochs
