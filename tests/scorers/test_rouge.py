@@ -76,11 +76,18 @@ def perl_can(module: str) -> bool:
 
 @pytest.mark.skipif(not perl_can("XML::DOM"), reason="ROUGE-1.5.5 needs Perl and its module XML::DOM")
 def test_rewards_equal_rouge_155(tmp_path) -> None:
-    """Its ROUGE-L reads a sentence a line, which is what others call ROUGE-Lsum."""
-    references = PAIRS.first_references()
-    expected = perl_rouge(PAIRS.completions, references, tmp_path)
+    """Its ROUGE-L reads a sentence a line, which is what others call ROUGE-Lsum.
+
+    But for "days": it stems by Porter's first paper, to "dai", and leaves "day" alone, which is too short; rouge-score's
+    stemmer knows that they are one word.
+    """
+    pairs = zip(PAIRS.completions, PAIRS.first_references(), strict=True)
+    kept = [(text, texts) for text, texts in pairs if not re.search(r"\bdays\b", f"{text} {texts[0]}", re.I)]
+    assert len(kept) > 280
+    completions, references = map(list, zip(*kept, strict=True))
+    expected = perl_rouge(completions, references, tmp_path)
     for name, metric in [("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeLsum", "ROUGE-L")]:
-        scores = get_scorer(name)(PAIRS.completions, references=references)
+        scores = get_scorer(name)(completions, references=references)
         assert scores == pytest.approx(expected[metric], abs=1e-3)
 
 
