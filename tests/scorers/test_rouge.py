@@ -78,7 +78,7 @@ def perl_can(module: str) -> bool:
 def test_rewards_equal_rouge_155(tmp_path) -> None:
     """Its ROUGE-L reads a sentence a line, which is what others call ROUGE-Lsum.
 
-    But for "days": it stems by Porter's first paper, to "dai", and leaves "day" alone, which is too short; rouge-score's
+    But for "days": it stems by Porter's paper, to "dai", and leaves "day" alone, which is too short; rouge-score's
     stemmer knows that they are one word.
     """
     pairs = zip(PAIRS.completions, PAIRS.first_references(), strict=True)
