@@ -125,10 +125,8 @@ class ReferenceScores:
         Raises:
             ValueError: β is not a positive number.
         """
-        weights = _weights(self.scores, kl_coef)
-        values = optimum_values(self.scores, kl_coef)
-        scores = (weights * self.scores).sum(dim=1)
-        ess = 1 / weights.square().sum(dim=1)
+        values, scores = self._best(kl_coef)
+        ess = 1 / _weights(self.scores, kl_coef).square().sum(dim=1)
         kls = (scores - values) / kl_coef
         value, score, kl, reference = (float(column.mean()) for column in (values, scores, kls, self.scores))
         rows = zip(self.prompts, values.tolist(), scores.tolist(), kls.tolist(), ess.tolist(), strict=True)
@@ -137,12 +135,15 @@ class ReferenceScores:
 
     def frontier(self, kl_coefs: Sequence[float]) -> list[tuple[float, float]]:
         """The best score at any KL: (nats per response, score) of π* at each β, means over the prompts."""
-        return [(at.kl, at.score) for at in map(self._point, kl_coefs)]
+        points = []
+        for kl_coef in kl_coefs:
+            value, score = (float(column.mean()) for column in self._best(kl_coef))
+            points.append(((score - value) / kl_coef, score))
+        return points
 
-    def _point(self, kl_coef: float) -> PromptOptimum:
-        values, scores = optimum_values(self.scores, kl_coef), (_weights(self.scores, kl_coef) * self.scores).sum(dim=1)
-        value, score = float(values.mean()), float(scores.mean())
-        return PromptOptimum("", value, score, (score - value) / kl_coef)
+    def _best(self, kl_coef: float) -> tuple[Tensor, Tensor]:
+        """J* and the score of π* at each prompt, (P,) each."""
+        return optimum_values(self.scores, kl_coef), (_weights(self.scores, kl_coef) * self.scores).sum(dim=1)
 
     def _interval(self, value: float, kl_coef: float, seed: int) -> tuple[float, float]:
         """Of the mean of J* over these prompts: their samples are drawn again, the prompts stay.
@@ -300,12 +301,11 @@ class Estimation:
         settings = self.settings
         generator = torch.Generator(settings.device).manual_seed(settings.seed)
         sampled = sample_reference(self.venv, samples=settings.samples, generator=generator)
-        optimum = sampled.optimum(settings.kl_coef)
+        points = {power: sampled.optimum(settings.kl_coef * 2**power) for power in range(5, -3, -1)}
+        optimum = points[0]
         if settings.output is not None:
             replace_file(Path(settings.output), json.dumps(asdict(optimum), indent=1))
-        kl_coefs = sorted({settings.kl_coef, *(settings.kl_coef * 2**power for power in range(-2, 6))}, reverse=True)
-        points = [sampled.optimum(kl_coef) for kl_coef in kl_coefs]
-        self.display.attempt("the table", lambda: optimum_table(points, settings))
+        self.display.attempt("the table", lambda: optimum_table(list(points.values()), settings))
         return optimum
 
 

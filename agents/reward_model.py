@@ -209,8 +209,8 @@ class RewardModelRun(Run):
 
     def _report(self) -> None:
         evaluations = self._keep_last(self.evaluate())
-        differences, targets = self.trainer.held_out_differences()
-        table = reliability(differences.mean(dim=0), targets)
+        targets = torch.tensor([example.target for example in self.trainer.held_out_examples])
+        table = reliability(torch.tensor(evaluations[1].scores), targets)
 
         def draw(path: Path) -> None:
             records, title = read_metrics(self.folder / "metrics.jsonl"), f"reward model of {self.settings.env}"

@@ -133,13 +133,8 @@ class TextGenBase:
     @contextmanager
     def kl_delegated(self, report_ref_logprob: bool = False) -> Iterator[None]:
         """`delegate_kl` for as long as the context lasts; afterwards the KL is paid as it was before."""
-        kl = self.engine.kl
-        before = kl.policy, kl.delegated, kl.report
-        self.delegate_kl(report_ref_logprob)
-        try:
+        with self.engine.kl.delegating(report=report_ref_logprob):
             yield
-        finally:
-            kl.policy, kl.delegated, kl.report = before
 
     @property
     def never_reset(self) -> bool:

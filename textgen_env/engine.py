@@ -128,7 +128,7 @@ class Engine:
     def _go_on(self, responses: Mapping[int, Sequence[int]]) -> None:
         """Let the agent have written these tokens: a step for each, without the KL."""
         actions = np.zeros(len(self.episodes), dtype=np.int64)
-        with self.kl.suspended():
+        with self.kl.delegating(report=False):
             for at in range(max(map(len, responses.values()))):
                 active = np.zeros(len(self.episodes), dtype=np.bool_)
                 for slot, tokens in responses.items():
@@ -294,7 +294,7 @@ class Engine:
 
     def delegate_kl(self, *, report_ref_logprob: bool = True) -> None:
         """Leave the KL to the caller: rewards carry none; `info` has log π_ref if it is to be reported."""
-        self.kl.policy, self.kl.delegated, self.kl.report = None, True, report_ref_logprob
+        self.kl.delegate(report=report_ref_logprob)
 
     # --- branching, keeping and releasing -----------------------------------------------------------------------------
 

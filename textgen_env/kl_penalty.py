@@ -101,7 +101,7 @@ class KLPenalty:
         self.report = False
         self._slots = slots
         self._cache: PrefixCache | None = None
-        self._warned = self._suspended = False
+        self._warned = False
 
     def bind(self, policy: Any, *, batched: bool) -> None:
         """Take up a policy: a function from observations to logits, a `LanguageModel` or its cache; None unbinds.
@@ -130,16 +130,21 @@ class KLPenalty:
     @property
     def active(self) -> bool:
         """Whether a step has to ask the reference for its log-probabilities."""
-        return not self._suspended and (self.report if self.delegated else self.coef > 0)
+        return self.report if self.delegated else self.coef > 0
+
+    def delegate(self, *, report: bool) -> None:
+        """Leave the KL to the caller: nothing is paid, and log π_ref is reported if wanted."""
+        self.policy, self.delegated, self.report = None, True, report
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Nothing is paid or reported for as long as the context lasts."""
-        self._suspended = True
+    def delegating(self, *, report: bool) -> Iterator[None]:
+        """`delegate` for as long as the context lasts; afterwards the KL is paid as it was before."""
+        before = self.policy, self.delegated, self.report
+        self.delegate(report=report)
         try:
             yield
         finally:
-            self._suspended = False
+            self.policy, self.delegated, self.report = before
 
     def ref_logits(self, episodes: Episodes, slots: NDArray[np.int64]) -> torch.Tensor:
         """Raw next-token logits of the reference of the given slots, (m, V) float32; memoised by prefix."""

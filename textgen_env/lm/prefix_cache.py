@@ -154,17 +154,19 @@ class PrefixCache:
 
     def _take_over(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
         """Copy keys and values from the rows that hold most of these prefixes; how many tokens each row holds then."""
+        asking = np.flatnonzero(lengths - starts > 1)  # for a single token there is nothing to save
         width = min(ids.shape[1], self._tokens.shape[1])
-        usable = np.minimum(self._held, lengths[:, None] - 1)  # (n, rows); one token is read at least, for its logits
-        differs = (ids[:, None, :width] != self._tokens[None, :, :width]) & (np.arange(width) < usable[..., None])
+        usable = np.minimum(self._held, lengths[asking, None] - 1)  # (m, rows); one token is read, for its logits
+        differs = (ids[asking, None, :width] != self._tokens[:, :width]) & (np.arange(width) < usable[..., None])
         shared = np.where(differs.any(axis=2), differs.argmax(axis=2), usable) if width else usable
-        donors = shared.argmax(axis=1)
-        found = shared[np.arange(len(rows)), donors]
-        gains = np.flatnonzero((found > starts) & (lengths - starts > 1))
-        if len(gains):
-            self._store.copy(donors[gains], rows[gains], int(found[gains].max()))
-            self._held[rows[gains]] = 0  # until they have been read; their columns are written
-        return np.where(np.isin(np.arange(len(rows)), gains), found, starts)
+        donors, found = shared.argmax(axis=1), shared.max(axis=1)
+        gains = found > starts[asking]
+        starts = starts.copy()
+        if gains.any():
+            targets, starts[asking[gains]] = rows[asking[gains]], found[gains]
+            self._store.copy(donors[gains], targets, int(found[gains].max()))
+            self._held[targets] = 0  # until they have been read; their columns are written
+        return starts
 
     def _common_prefix(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """How many leading tokens of each prefix its row already holds."""

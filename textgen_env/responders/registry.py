@@ -5,20 +5,18 @@ A module is imported when its responder is made, so that nobody pays for what is
 
 from __future__ import annotations
 
-import importlib
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+from textgen_env.locations import LOCATION, import_location
 from textgen_env.notices import shown
 
 from .base import PerText, Responder
 
 _LOCATIONS = {"echo": "textgen_env.responders.echo:Echo"}
 _REGISTERED: dict[str, str] = {}
-_LOCATION = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 
 
 def responder_names() -> list[str]:
@@ -38,7 +36,7 @@ def register_responder(name: str, location: str) -> None:
     """
     if not isinstance(name, str) or not name.strip() or ":" in name:
         raise ValueError(f"register_responder: name={shown(name)} must be a text without a colon, and not empty")
-    if not isinstance(location, str) or not _LOCATION.fullmatch(location):
+    if not isinstance(location, str) or not LOCATION.fullmatch(location):
         raise ValueError(f'register_responder: location={shown(location)} must be "module:attribute"')
     if (before := _REGISTERED.get(name) or _LOCATIONS.get(name, location)) != location:
         raise ValueError(f"register_responder: name={name!r} stands for {before} already, it cannot be {location}")
@@ -95,21 +93,12 @@ def _make(name: str, arguments: dict[str, Any]) -> Responder:
     return as_responder(found)
 
 
-def _imported(name: str) -> Callable[..., Any]:
+def _imported(name: str) -> Any:
     """What a name stands for."""
     location = _LOCATIONS.get(name) or _REGISTERED.get(name, name)
-    if not _LOCATION.fullmatch(location):
+    if not LOCATION.fullmatch(location):
         close = get_close_matches(name, responder_names(), 1)
         hint = f". Did you mean {close[0]!r}?" if close else ""
         known = ", ".join(responder_names())
         raise ValueError(f'responder={name!r} is unknown; it must be one of {known}, or "module:attribute"{hint}')
-    module, _, attribute = location.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:  # whatever its code does
-        raise ImportError(f"responder {name!r}: cannot import {module}: {type(error).__name__}: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"responder {name!r}: {module} has no {attribute!r}")
-        found = getattr(found, part)
-    return found  # type: ignore[no-any-return]
+    return import_location(location, f"responder {name!r}")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from textgen_env.locations import close_to
 from textgen_env.notices import shown
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -67,12 +67,6 @@ def check_arguments(
             raise ArgumentError(
                 f"scorer {name!r}: {key} must be {_described(hint)}, got the {_kind(value)} {shown(value)}"
             )
-
-
-def close_to(name: Any, known: Iterable[str]) -> str:
-    """A hint at the name that was probably meant, or nothing."""
-    meant = get_close_matches(name, [*known], 1, 0.5) if isinstance(name, str) else []
-    return f"; did you mean {meant[0]!r}?" if meant else ""
 
 
 def hands_on(target: Callable[..., Any], *without: str, **defaults: Any) -> Callable[[Function], Function]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from textgen_env.locations import LOCATION, close_to, import_location
 from textgen_env.notices import shown
 
 from .answers import scorer_name
-from .arguments import check_arguments, close_to
+from .arguments import check_arguments
 from .base import BoundScorer, bound
 
 _LOCATIONS = {
@@ -79,7 +79,6 @@ _CORPUS = {
 
 
 _REGISTERED: dict[str, str] = {}
-_LOCATION = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 
 
 def register_scorer(name: str, location: str) -> None:
@@ -98,7 +97,7 @@ def register_scorer(name: str, location: str) -> None:
     """
     if not isinstance(name, str) or not name.strip() or ":" in name:
         raise ValueError(f"register_scorer: name must be a text without a colon, and not empty, got {shown(name)}")
-    if not isinstance(location, str) or not _LOCATION.fullmatch(location):
+    if not isinstance(location, str) or not LOCATION.fullmatch(location):
         hint = "" if not callable(location) else "; a callable needs no name, it can be handed over as it is"
         raise ValueError(f'register_scorer: location must be "module:attribute", got {shown(location)}{hint}')
     if (before := _REGISTERED.get(name) or _LOCATIONS.get(name, location)) != location:
@@ -214,22 +213,13 @@ def _takes_completions(function: Callable[..., Any], arguments: Mapping[str, Any
 
 def _imported(name: str, location: str) -> Callable[..., Any]:
     """What "module:attribute" stands for."""
-    if not _LOCATION.fullmatch(location):
+    if not LOCATION.fullmatch(location):
         names = scorer_names()
         raise ValueError(
             f'scorer: unknown name {name!r}; known names: {", ".join(names)}, and "module:attribute" for one\'s own'
             f"{close_to(name, names)}"
         )
-    module, _, attribute = location.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:  # whatever its code does
-        raise ImportError(f"scorer {name!r}: cannot import {module}: {type(error).__name__}: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [other for other in dir(found) if not other.startswith("_")]
-            raise ValueError(f"scorer {name!r}: {module} has no {attribute!r}{close_to(part, public)}")
-        found = getattr(found, part)
+    found = import_location(location, f"scorer {name!r}")
     if not callable(found):
         raise TypeError(f"scorer {name!r}: {location} must be callable, got {type(found).__name__} {shown(found)}")
     return found
