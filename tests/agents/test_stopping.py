@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ from textgen_env.agents.training.checkpoint import latest_checkpoint
 from textgen_env.agents.training.metrics_log import read_metrics
 from textgen_env.agents.training.run import Run
 from textgen_env.agents.training.stopping import SIGNALS, Stopped, Stopping
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C has its usual meaning, also where the tests run in the background of a script, whose shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
