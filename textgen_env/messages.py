@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 Message: TypeAlias = Mapping[str, Any]
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 def is_conversation(value: Any) -> bool:
@@ -89,20 +90,22 @@ def readable(messages: Sequence[Message]) -> str:
     return str((users or messages)[-1]["content"])
 
 
-def turn_frame(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
-    """What a chat template writes around the user's next message: behind the assistant's text, and up to its next.
+def turn_frame(tokenizer: Any, messages: Sequence[Message], role: str = "user", tools: Tools = ()) -> tuple[str, str]:
+    """What a chat template writes around the next message: behind the assistant's text, and up to its next.
 
     Args:
         tokenizer: with the template.
         messages: the conversation so far, which the assistant answers.
+        role: of the next message.
+        tools: see `render_chat`.
 
     Raises:
         ValueError: with two more messages the template writes the earlier ones otherwise (some drop what assistants
             thought), so that what was generated would not be what is read; or it refuses them.
     """
-    before, said, reply = render_chat(tokenizer, messages), "<think>why</think>so", "REPLY"
-    more = [{"role": "assistant", "content": said}, {"role": "user", "content": reply}]
-    whole = render_chat(tokenizer, [*messages, *more])
+    before, said, reply = render_chat(tokenizer, messages, tools), "<think>why</think>so", "REPLY"
+    more = [{"role": "assistant", "content": said}, {"role": role, "content": reply}]
+    whole = render_chat(tokenizer, [*messages, *more], tools)
     head, found, tail = whole.removeprefix(before + said).rpartition(reply)
     if not whole.startswith(before + said) or not found:
         raise ValueError(
@@ -113,8 +116,13 @@ def turn_frame(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
     return head, tail
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:
+def render_chat(tokenizer: Any, messages: Sequence[Message], tools: Tools = ()) -> str:
     """A conversation as the model reads it, special tokens included, up to where the assistant begins to write.
+
+    Args:
+        tokenizer: with the chat template.
+        messages: the conversation.
+        tools: JSON schemas of the functions that the assistant may call, which many templates put in front.
 
     Raises:
         ValueError: the tokenizer has no chat template, or the template refuses the conversation.
@@ -126,6 +134,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:
         )
     try:
         chat = [dict(message) for message in messages]
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        options = {"tools": [dict(tool) for tool in tools]} if tools else {}
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options))
     except Exception as error:  # a template may raise anything; most raise jinja2's TemplateError on purpose
         raise ValueError(f"the chat template refuses the prompt {list(messages)!r:.300}: {error}") from error

@@ -29,6 +29,9 @@ class Starts:
         taken: names of columns that the scorer cannot be handed.
         turns: the environment that answers back, if there is one.
 
+    Attributes:
+        tools: JSON schemas of the functions that prompts tell the model of.
+
     Raises:
         ValueError: a prompt that the scorer or the tokenizer cannot take.
     """
@@ -43,6 +46,7 @@ class Starts:
     ) -> None:
         self.prompts, self._model, self._taken, self._turns = prompts, model, taken, turns
         self._limit = config.max_prompt_tokens
+        self.tools = () if turns is None else turns.tools
         self._token_ids: dict[Any, list[int]] = {}
         self._warned_of_cut = False
         self._check()
@@ -61,7 +65,7 @@ class Starts:
             if every_text or (order and order not in orders):
                 orders.add(order)
                 try:
-                    tokenize_prompt(self._model, prompt, self._limit)
+                    tokenize_prompt(self._model, prompt, self._limit, self.tools)
                     if order and self._turns:
                         self._turns.check_prompt(prompt)
                 except ValueError as error:
@@ -93,7 +97,7 @@ class Starts:
         if key not in self._token_ids:
             if len(self._token_ids) > 10 * len(self.prompts) + 1000:  # prompts given by hand must not pile up for ever
                 self._token_ids.clear()
-            self._token_ids[key], excess = tokenize_prompt(self._model, prompt, self._limit)
+            self._token_ids[key], excess = tokenize_prompt(self._model, prompt, self._limit, self.tools)
             if excess and not self._warned_of_cut:
                 self._warned_of_cut = True
                 warn_user(

@@ -57,6 +57,8 @@ class Turns:
 
     Attributes:
         responder: the environment.
+        role: whose messages its replies are in a conversation.
+        tools: JSON schemas of the functions that it offers, for the chat template.
 
     Raises:
         TypeError, ValueError, ImportError: no responder; see `as_responder`.
@@ -64,6 +66,8 @@ class Turns:
 
     def __init__(self, config: EnvConfig, model: LanguageModel, stop_strings: StopStrings) -> None:
         self.responder: Responder = as_responder(config.responder)
+        self.role: str = getattr(self.responder, "role", "user")
+        self.tools: Sequence[Mapping[str, Any]] = getattr(self.responder, "tool_schemas", ())
         self.max_turns, self.max_reply_tokens = config.max_turns, config.max_reply_tokens
         self.max_new_tokens, self.stop_strings = config.max_new_tokens, stop_strings
         self.turn_strings = StopStrings(config.turn_strings, model, argument="turn_strings")
@@ -256,7 +260,8 @@ class Turns:
         """What a chat template puts before and behind a reply to this turn; nothing where the prompt is a text."""
         if prompt.messages is None:
             return (), ()
-        head, tail = (self.model.encode_as_is(text) for text in turn_frame(self.model.tokenizer, prompt.messages))
+        frame = turn_frame(self.model.tokenizer, prompt.messages, self.role, self.tools)
+        head, tail = (self.model.encode_as_is(text) for text in frame)
         if head and head[0] == turn[-1]:  # the agent has closed its turn itself
             head = head[1:]
         return head, tail

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from textgen_env.action_masks import ActionRules
 from textgen_env.lm.position_switches import position_switches
-from textgen_env.messages import render_chat
+from textgen_env.messages import Tools, render_chat
 from textgen_env.stop_strings import StopStrings
 
 if TYPE_CHECKING:
@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 __all__ = ["ActionRules", "StopStrings", "fits_positions", "same_vocabulary", "tokenize_prompt"]
 
 
-def tokenize_prompt(model: LanguageModel, prompt: Prompt, max_tokens: int) -> tuple[list[int], int]:
+def tokenize_prompt(model: LanguageModel, prompt: Prompt, max_tokens: int, tools: Tools = ()) -> tuple[list[int], int]:
     """The tokens of a prompt, at most `max_tokens`, and how many were cut off.
 
     A conversation is written out by the tokenizer's chat template, which writes its special tokens too. A longer prompt
     loses its left part, since the words next to the response matter most; a BOS token stays in front, without which
     many models are lost.
+
+    Args:
+        model: whose tokens.
+        prompt: the prompt.
+        max_tokens: of the prompt.
+        tools: JSON schemas of functions that the chat template tells the model of.
 
     Raises:
         ValueError: the text has no tokens or one that the model has no row for; or there is no chat template.
@@ -33,7 +39,7 @@ def tokenize_prompt(model: LanguageModel, prompt: Prompt, max_tokens: int) -> tu
     if prompt.messages is None:
         token_ids = model.encode(prompt.text)
     else:
-        token_ids = model.encode_as_is(render_chat(model.tokenizer, prompt.messages))
+        token_ids = model.encode_as_is(render_chat(model.tokenizer, prompt.messages, tools))
     if not token_ids:
         raise ValueError(f"the prompt {prompt.text!r} has no tokens under the tokenizer of {model.source!r}")
     excess = max(0, len(token_ids) - max_tokens)

@@ -176,7 +176,7 @@ def config_arguments(env: Any) -> dict[str, Any]:
 def _check_prompt_lengths(env: Any) -> None:
     """TRL does not cut prompts, and a response after a longer prompt would not be the environment's."""
     for index, prompt in enumerate(env.prompts):
-        token_ids, excess = tokenize_prompt(env.language_model, prompt, env.max_prompt_tokens)
+        token_ids, excess = tokenize_prompt(env.language_model, prompt, env.max_prompt_tokens, env.engine.starts.tools)
         if excess:
             raise ValueError(
                 f"prompts[{index}] has {len(token_ids) + excess} tokens, more than max_prompt_tokens="

@@ -6,7 +6,7 @@ responder. Who writes when, and how replies become tokens, is `textgen_env.turns
 
 from __future__ import annotations
 
-from .base import Reply, Responder
+from .base import Reply, Responder, Unavailable
 from .registry import as_responder, register_responder, responder_names
 
-__all__ = ["Reply", "Responder", "as_responder", "register_responder", "responder_names"]
+__all__ = ["Reply", "Responder", "Unavailable", "as_responder", "register_responder", "responder_names"]

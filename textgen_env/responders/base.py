@@ -34,6 +34,10 @@ class Reply:
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Unavailable(Exception):
+    """What the environment needs is not there (a service, a process): nobody's fault, so no score comes of it."""
+
+
 ReplyLike: TypeAlias = "Reply | str | Exception | None"
 
 
@@ -63,8 +67,13 @@ def checked(reply: Any, slot: int) -> Reply:
 class Responder(Protocol):
     """An environment that answers back, for all slots in which the agent's turn ended in the same step.
 
-    An object may also have `state_dict() -> JSON values` and `load_state_dict(state)`. Without them an environment
-    cannot be saved while an episode runs.
+    An object may also have
+
+    * `state_dict() -> JSON values` and `load_state_dict(state)`, without which an environment cannot be saved while an
+      episode runs, and `clone_state(slot) -> JSON values` and `restore_state(slot, state)`, without which its episodes
+      cannot branch;
+    * `role`: whose messages its replies are where the prompt is a conversation; "user" if it does not say;
+    * `tool_schemas`: JSON schemas of functions that the chat template tells the model of.
     """
 
     def reset(self, slots: Sequence[int], prompts: Sequence[Prompt], seeds: Sequence[int]) -> Sequence[str]:

@@ -15,7 +15,14 @@ from textgen_env.notices import shown
 
 from .base import PerText, Responder
 
-_LOCATIONS = {"echo": "textgen_env.responders.echo:Echo"}
+_LOCATIONS = {
+    "echo": "textgen_env.responders.echo:Echo",
+    "partner": "textgen_env.responders.partner:Partner",
+    "patient": "textgen_env.responders.patient:Patient",
+    "person": "textgen_env.responders.person:Person",
+    "script": "textgen_env.responders.script:Script",
+    "tools": "textgen_env.responders.tools:Tools",
+}
 _REGISTERED: dict[str, str] = {}
 
 

@@ -56,6 +56,7 @@ _LOCATIONS = {
     "affine": "combine:Affine",
     "clip": "combine:Clip",
     "normalize": "combine:Normalize",
+    "last_turn": "last_turn:LastTurn",
     "eos_penalty": "penalties:EosPenalty",
     "overlong_penalty": "penalties:OverlongPenalty",
     "dense": "dense:Dense",
