@@ -103,17 +103,18 @@ def turn_frame(tokenizer: Any, messages: Sequence[Message], role: str = "user", 
         ValueError: with two more messages the template writes the earlier ones otherwise (some drop what assistants
             thought), so that what was generated would not be what is read; or it refuses them.
     """
-    before, said, reply = render_chat(tokenizer, messages, tools), "<think>why</think>so", "REPLY"
-    more = [{"role": "assistant", "content": said}, {"role": role, "content": reply}]
-    whole = render_chat(tokenizer, [*messages, *more], tools)
-    head, found, tail = whole.removeprefix(before + said).rpartition(reply)
-    if not whole.startswith(before + said) or not found:
-        raise ValueError(
-            "the chat template rewrites earlier messages when a conversation goes on (instead of "
-            f"{before + said!r:.300} it then has {whole!r:.300}), so that no environment can answer back: take a "
-            "template that keeps them, or write the prompt as a text"
-        )
-    return head, tail
+    before, reply = render_chat(tokenizer, messages, tools), "REPLY"
+    for said in ("<think>why</think>so", " <think>why</think>so"):  # some put a space before what the assistant says
+        more = [{"role": "assistant", "content": said}, {"role": role, "content": reply}]
+        whole = render_chat(tokenizer, [*messages, *more], tools)
+        head, found, tail = whole.removeprefix(before + said).rpartition(reply)
+        if whole.startswith(before + said) and found:
+            return head, tail
+    raise ValueError(
+        "the chat template rewrites earlier messages when a conversation goes on (instead of "
+        f"{before + said!r:.300} it then has {whole!r:.300}), so that no environment can answer back: take a "
+        "template that keeps them, or write the prompt as a text"
+    )
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Message], tools: Tools = ()) -> str:

@@ -1,4 +1,4 @@
-"""The registered tasks: which prompts, scorer and limits make each id. Names only, so that every EnvSpec stays JSON."""
+"""The registered tasks: which prompts, scorer, limits and answers of an environment make each id. Names only, so that every EnvSpec stays JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 
+DIALOGUE: dict[str, Any] = {"max_prompt_tokens": 64, "max_new_tokens": 48, "max_turns": 3, "max_reply_tokens": 32}
 TASKS: dict[str, dict[str, Any]] = {
     "textgen/TextGen-v0": {},
     "textgen/Sentiment-v0": {
@@ -35,6 +36,35 @@ TASKS: dict[str, dict[str, Any]] = {
         "scorer": "cider",
         "max_prompt_tokens": 64,
         "max_new_tokens": 32,
+    },
+    "textgen/Calculate-v0": {
+        "model": "tiny",
+        "prompts": "calculations",
+        "scorer": {"name": "last_turn", "scorer": "exact_match"},
+        "responder": {
+            "name": "tools",
+            "tools": {"calculator": "calculator"},
+            "calls": {"calculator": r"^\s*calc (?P<expression>.+)"},
+        },
+        **DIALOGUE,
+    },
+    "textgen/Lookup-v0": {
+        "model": "tiny",
+        "prompts": "look-ups",
+        "scorer": {"name": "last_turn", "scorer": "exact_match"},
+        "responder": {
+            "name": "tools",
+            "tools": {"search": {"name": "search", "documents": "entries", "k": 1, "template": "{text}"}},
+            "calls": {"search": r"^\s*find (?P<query>.+)"},
+        },
+        **DIALOGUE,
+    },
+    "textgen/Dialogue-v0": {
+        "model": "tiny",
+        "prompts": "talks",
+        "scorer": {"name": "last_turn", "scorer": "exact_match"},
+        "responder": "script",
+        **DIALOGUE,
     },
 }
 

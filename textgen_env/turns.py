@@ -243,28 +243,32 @@ class Turns:
 
     def _as_answer(self, reply: Reply, prompt: Prompt, turn: Sequence[int]) -> Answer:
         """The tokens of a reply to a turn; what is beyond `max_reply_tokens` is cut, and `info` says so."""
-        head, tail = self._frame(prompt, turn) if turn else ((), ())
+        head, space, tail = self._frame(prompt, turn) if turn else ((), "", ())
         room, most = self.max_reply_tokens - len(head) - len(tail), self.max_reply_tokens * CHARACTERS_PER_TOKEN
         text = reply.text[:most].encode(errors="replace").decode()  # a lone surrogate is no text
-        token_ids = self.model.encode_plain(text)
+        token_ids = self.model.encode_plain(space + text)
         cut = len(reply.text) > most or len(token_ids) > room
         if cut:
             token_ids = token_ids[:room]
-            text = self.model.decode(token_ids)
+            text = self.model.decode(token_ids).removeprefix(space)
         info: dict[str, Any] = ({"reply": text} if turn else {}) | ({"reply_cut": True} if cut else {})
         info |= {"reply_info": dict(reply.info)} if reply.info else {}
         reason = FinishReason.ENVIRONMENT if reply.terminated else FinishReason.HORIZON if reply.truncated else None
         return Answer(text, (*head, *token_ids, *tail), float(reply.reward), reason, info)
 
-    def _frame(self, prompt: Prompt, turn: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-        """What a chat template puts before and behind a reply to this turn; nothing where the prompt is a text."""
+    def _frame(self, prompt: Prompt, turn: Sequence[int]) -> tuple[Sequence[int], str, Sequence[int]]:
+        """What a chat template puts before and behind a reply to this turn; nothing where the prompt is a text.
+
+        A space right before the reply comes as text of its own: most tokenizers make one token of it and the first word.
+        """
         if prompt.messages is None:
-            return (), ()
-        frame = turn_frame(self.model.tokenizer, prompt.messages, self.role, self.tools)
-        head, tail = (self.model.encode_as_is(text) for text in frame)
+            return (), "", ()
+        before, behind = turn_frame(self.model.tokenizer, prompt.messages, self.role, self.tools)
+        stripped = before.rstrip(" ")
+        head, tail = self.model.encode_as_is(stripped), self.model.encode_as_is(behind)
         if head and head[0] == turn[-1]:  # the agent has closed its turn itself
             head = head[1:]
-        return head, tail
+        return head, before[len(stripped) :], tail
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Check that replies to this conversation have room for what its chat template puts around them.
@@ -272,7 +276,8 @@ class Turns:
         Raises:
             ValueError: they have not, or the template rewrites what was said before.
         """
-        around = sum(map(len, self._frame(prompt, (-1,))))
+        head, space, tail = self._frame(prompt, (-1,))
+        around = len(head) + len(self.model.encode_plain(space)) + len(tail)
         if around >= self.max_reply_tokens:
             raise ValueError(
                 f"max_reply_tokens={self.max_reply_tokens} leave no room for a reply beside the {around} tokens that "

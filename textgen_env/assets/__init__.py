@@ -65,6 +65,7 @@ PROMPT_SETS: Mapping[str, Asset] = _named(
     Asset("descriptions", "inputs with several descriptions each", packaged_at="prompts/descriptions.jsonl"),
     Asset("calculations", "questions for a calculator, as messages", packaged_at="prompts/calculations.jsonl"),
     Asset("look-ups", "questions about an entry to look up, as messages", packaged_at="prompts/look-ups.jsonl"),
+    Asset("talks", "what a user says and then asks, as messages", packaged_at="prompts/talks.jsonl"),
     Asset("imdb-reviews", "openings of 200 labelled film reviews", fetched_at="imdb-reviews/prompts.jsonl"),
     Asset("reviews-food", "openings of 5,000 food reviews", fetched_at="reviews-food/prompts.jsonl"),
     Asset("bible-en-es", "7,900 parallel verses, Spanish and English", fetched_at="bible-en-es/prompts.jsonl"),
@@ -72,6 +73,12 @@ PROMPT_SETS: Mapping[str, Asset] = _named(
     Asset("factual-pairs", "371 sentences with a right and a wrong summary", fetched_at="factual-pairs/prompts.jsonl"),
 )
 """Every prompt set with a name: files with one ``{"prompt": …, "references": […], …}`` a line."""
+
+
+DOCUMENTS: Mapping[str, Asset] = _named(
+    Asset("entries", "what there is to know about the people and places of look-ups", packaged_at="documents/entries.jsonl")
+)
+"""Every set of documents with a name: files with one ``{"title": …, "text": …}`` a line."""
 
 
 def cache_dir() -> Path:
@@ -99,6 +106,11 @@ def model_path(name: str) -> Path:
 def prompt_path(name: str) -> Path:
     """JSONL file of the prompt set called ``name``; raises as :func:`model_path` does."""
     return _existing_path(name, PROMPT_SETS, "prompt set")
+
+
+def document_path(name: str) -> Path:
+    """JSONL file of the set of documents called ``name``; raises as :func:`model_path` does."""
+    return _existing_path(name, DOCUMENTS, "set of documents")
 
 
 def resolve_model(source: str | Path) -> str | Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from textgen_env.assets import PROMPT_SETS, prompt_path
+from textgen_env.assets import DOCUMENTS, document_path
 from textgen_env.notices import shown
 from textgen_env.prompt_files import read_rows
 from textgen_env.scorers.words import ptb_tokenize
@@ -77,7 +77,7 @@ class Search:
 def _read(documents: Any) -> list[tuple[str, str]]:
     """(title, text) of each document."""
     if isinstance(documents, (str, Path)):
-        path = prompt_path(documents) if documents in PROMPT_SETS else Path(documents)  # type: ignore[arg-type]
+        path = document_path(documents) if isinstance(documents, str) and documents in DOCUMENTS else Path(documents)
         rows = list(read_rows(path))
     elif isinstance(documents, Sequence):
         rows = [(f"documents[{number}]", document) for number, document in enumerate(documents)]

@@ -42,6 +42,7 @@ class Dialogue:
         return [{"role": role, "content": text} for role, text in zip(roles, self.turns, strict=False)]
 
 
+DRAWS = 200  # of the facts about an entity, of which those with the most held-out questions stay
 # Question, sign, answer; {who}, {thing}, {a}, {b} are drawn, {c} is the result.
 CALCULATIONS = (
     ("What is {a} plus {b}?", "+", "It is {c}."),
@@ -107,6 +108,34 @@ def _look_up(rng: random.Random) -> Dialogue:
     return _filled(
         (question, f"find {entry}", content, answer), {1: "I do not know.", 3: other}, bound, rng, by_tool=True
     )
+
+
+@dataclass(frozen=True)
+class Entity:
+    """Somebody or something with one entry, and held-out questions about it."""
+
+    name: str
+    entry: str
+    dialogues: tuple[Dialogue, ...]
+
+
+def sample_world(rng: random.Random) -> list[Entity]:
+    """Every person and place with one entry each."""
+    names = [f"{given} {family}" for given in GIVEN_NAMES for family in FAMILY_NAMES]
+    people = [_entity({"name": name}, PERSON, "{person}", rng) for name in names]
+    return people + [_entity({"place": place}, HOURS, "{hours}", rng) for place in PLACES]
+
+
+def _entity(known: dict[str, str], entry: str, slot: str, rng: random.Random) -> Entity:
+    questions = [look_up for look_up in LOOK_UPS if look_up[2] == slot]
+    drawn = []
+    for _ in range(DRAWS):
+        facts = {name: texts[0] for name, texts in _bindings(rng).items()} | known
+        text = entry.format(**facts)
+        turns = [(q.format(**facts), f"find {e.format(**facts)}", text, a.format(**facts)) for q, e, _, a, _ in questions]
+        dialogues = tuple(Dialogue(each, {}, by_tool=True) for each in turns if held_out("\n".join(each)))
+        drawn.append(Entity(next(iter(known.values())), text, dialogues))
+    return max(drawn, key=lambda entity: len(entity.dialogues))
 
 
 def _talk(rng: random.Random) -> Dialogue:
