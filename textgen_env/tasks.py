@@ -1,4 +1,4 @@
-"""The registered tasks: which prompts, scorer, limits and answers of an environment make each id. Names only, so that every EnvSpec stays JSON."""
+"""The registered tasks: what makes each id. Names only, so that every EnvSpec stays JSON."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ class Turns:
     def _frame(self, prompt: Prompt, turn: Sequence[int]) -> tuple[Sequence[int], str, Sequence[int]]:
         """What a chat template puts before and behind a reply to this turn; nothing where the prompt is a text.
 
-        A space right before the reply comes as text of its own: most tokenizers make one token of it and the first word.
+        A space right before the reply comes as text: most tokenizers make one token of it and the first word.
         """
         if prompt.messages is None:
             return (), "", ()

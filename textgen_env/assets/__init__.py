@@ -76,7 +76,11 @@ PROMPT_SETS: Mapping[str, Asset] = _named(
 
 
 DOCUMENTS: Mapping[str, Asset] = _named(
-    Asset("entries", "what there is to know about the people and places of look-ups", packaged_at="documents/entries.jsonl")
+    Asset(
+        "entries",
+        "what there is to know about the people and places of look-ups",
+        packaged_at="documents/entries.jsonl",
+    )
 )
 """Every set of documents with a name: files with one ``{"title": …, "text": …}`` a line."""
 

@@ -60,6 +60,8 @@ def evaluate(expression: str) -> Fraction:
 
 def _value(node: ast.expr) -> Fraction:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        if node.value == float("inf"):  # so many digits that Python gave up
+            raise ValueError("a number has too many digits")
         return _bounded(Fraction(str(node.value)))
     if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
         return _UNARY[type(node.op)](_value(node.operand))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from textgen_env.notices import shown, warn_user
@@ -65,12 +66,14 @@ class Tools:
     ) -> None:
         if not isinstance(tools, Mapping) or not tools:
             raise TypeError(f"tools={shown(tools)} must be a mapping from names to tools, with one at least")
+        if isinstance(error_reward, bool) or not isinstance(error_reward, (int, float)) or not isfinite(error_reward):
+            raise ValueError(f"tools: error_reward={shown(error_reward)} must be a finite number")
         if not isinstance(reply, str) or "{result}" not in reply:
             raise ValueError(f"tools: reply={shown(reply)} must be a text with '{{result}}' in it")
         check_patience("tools", timeout, retries, backoff, workers)
         self.tools = {name: as_tool(name, tool) for name, tool in tools.items()}
         self.calls, self.reply, self.role = as_call_format(calls, list(tools)), reply, role
-        self.error_reward = Reply("", reward=error_reward).reward
+        self.error_reward = error_reward
         self.patience = {"timeout": timeout, "retries": retries, "backoff": backoff, "workers": workers}
         as_json, by_pattern = isinstance(self.calls, JSONCalls), isinstance(self.calls, PatternCalls)
         self.tool_schemas = [tool.schema for tool in self.tools.values()] if as_json else []

@@ -132,7 +132,9 @@ def _entity(known: dict[str, str], entry: str, slot: str, rng: random.Random) ->
     for _ in range(DRAWS):
         facts = {name: texts[0] for name, texts in _bindings(rng).items()} | known
         text = entry.format(**facts)
-        turns = [(q.format(**facts), f"find {e.format(**facts)}", text, a.format(**facts)) for q, e, _, a, _ in questions]
+        turns = [
+            (q.format(**facts), f"find {e.format(**facts)}", text, a.format(**facts)) for q, e, _, a, _ in questions
+        ]
         dialogues = tuple(Dialogue(each, {}, by_tool=True) for each in turns if held_out("\n".join(each)))
         drawn.append(Entity(next(iter(known.values())), text, dialogues))
     return max(drawn, key=lambda entity: len(entity.dialogues))
