@@ -155,9 +155,7 @@ def test_texts_for_training_are_careless_in_the_share_asked_for(careless: float)
 
 
 def test_the_same_seed_draws_the_same_texts():
-    one, two, other = (
-        [sample_text(rng, careless=0.3) for _ in range(20)] for rng in map(random.Random, (1, 1, 2))
-    )
+    one, two, other = ([sample_text(rng, careless=0.3) for _ in range(20)] for rng in map(random.Random, (1, 1, 2)))
     assert one == two != other
 
 
