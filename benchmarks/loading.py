@@ -10,7 +10,8 @@ the first, which is therefore left out. Four spans follow each other:
 * ``first``: ``gym.make`` and ``reset``, with what transformers and the scorer import at their first use;
 * ``again``: another environment of the same task, made and reset in the same process.
 
-Both clocks are kept: on a machine that others use too, ``--clock cpu``, the processor time of that process, is steadier.
+Both clocks are kept: on a machine that others use too, ``--clock cpu``, the processor time of that process, is the
+steadier one.
 """
 
 from __future__ import annotations
