@@ -46,7 +46,7 @@ class Method:
     @property
     def command(self) -> str:
         """What is run, but for the reward and the seed."""
-        return f"{self.trainer} --env textgen/{self.task}-v0 {COMMON} {self.flags}"
+        return f"{self.trainer} --env textgen/{self.task}-v0 {COMMON} {self.flags}".rstrip()
 
     def rewards(self, seed: int) -> dict[str, list[str]]:
         """From the name of a reward to its flags.
@@ -69,7 +69,7 @@ METHODS = [
     Method("SCST", "reinforce", "Translate", "bleu", "--baseline greedy --group-size 1 --updates 16"),
     Method("RLOO", "reinforce", "Summarize", "rougeL", "--baseline leave_one_out --group-size 4 --updates 16"),
     Method("GRPO", "grpo", "Summarize", "rougeL", "--group-size 8 --updates 16"),
-    Method("DPO", "dpo", "Sentiment", "sentiment", "--train-pairs 1600"),
+    Method("DPO", "dpo", "Sentiment", "sentiment", ""),
 ]
 
 
