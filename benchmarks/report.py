@@ -9,6 +9,7 @@ What lives here: medians, ratios and Markdown. What does not: measuring (``train
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections import defaultdict
@@ -28,6 +29,10 @@ LEARNING_COLUMNS = {
     "distinct_2_after": "{:.3f}",
     "minutes": "{:.1f}",
 }
+REWARDS = ("true", "constant", "shuffled")
+METHOD_COSTS = {"kl_per_response": ".2f", "cpu_seconds": ".0f"}
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""97.5 % quantiles of Student's t for so many values."""
 Record = Mapping[str, Any]
 
 
@@ -113,7 +118,34 @@ def learning_table(records: Iterable[Record]) -> str:
     return markdown(("seed", *(name.replace("_", " ") for name in LEARNING_COLUMNS)), rows)
 
 
-TABLES = {"training": training_table, "learning": learning_table}
+def methods_table(records: Iterable[Record]) -> str:
+    """What each method gained on its task by each reward: the mean over seeds, with its 95 % interval."""
+    groups: dict[tuple[str, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record["benchmark"] == "methods":
+            groups[record["method"], record["task"]][record["reward"]].append(record)
+    rows = []
+    for (method, task), by_reward in groups.items():
+        gains = {reward: [record["gain"] for record in runs] for reward, runs in by_reward.items()}
+        runs = by_reward["true"]
+        sides = [f"{statistics.mean(r[name] for r in runs):.3f}" for name in ("score_before", "score_after")]
+        told = [with_interval(gains[reward]) if reward in gains else "–" for reward in REWARDS]
+        cost = [f"{statistics.mean(r[name] for r in runs):{form}}" for name, form in METHOD_COSTS.items()]
+        rows.append([method, task, " → ".join(sides), *told, *cost])
+    titles = ("held-out score", *(f"gain, {reward} reward" for reward in REWARDS), "KL, nats per response", "CPU s")
+    return markdown(("method", "task", *titles), rows)
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """A mean with the half-width of its 95 % interval by Student's t; without one for a single value."""
+    mean = f"{statistics.mean(values):+.3f}"
+    if len(values) < 2:
+        return mean
+    width = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean} ± {width:.3f}"
+
+
+TABLES = {"training": training_table, "learning": learning_table, "methods": methods_table}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ def main(env_id: str = "textgen/Sentiment-v0", steps: int = 30, seed: int = 0, *
             folder,
             **config_arguments(env),
             max_steps=steps,
-            learning_rate=3e-4,
+            learning_rate=6e-4,
             lr_scheduler_type="constant",
             num_generations=8,
             per_device_train_batch_size=64,
