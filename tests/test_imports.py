@@ -21,7 +21,7 @@ ORDER = [
     ["turns"],
     ["starts"],
     ["engine"],
-    ["frames"],
+    ["frames", "token_sequences"],
     ["base_env"],
     ["env", "vector_env"],
     ["wrappers"],

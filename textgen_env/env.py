@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgen_env.action_masks import check_slots
-from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, check_seed, prompt_choice
+from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, as_sequences, check_seed, prompt_choice
 from textgen_env.config import spelled_out
+from textgen_env.episode import StepResult
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.notices import shown, warn_user
 from textgen_env.saved_state import clone_slot, restore_slot
+from textgen_env.token_sequences import step_sequences
 
 Observation = dict[str, NDArray[Any]]
 ACTIVE = np.ones(1, dtype=np.bool_)  # in an engine with one slot
@@ -152,7 +154,29 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
         actions = as_actions("action", action)
         if actions.shape != ():
             raise ValueError(f"action={shown(action)} must be one integer, got shape {actions.shape}")
-        result = self.engine.step(actions.reshape(1), ACTIVE)
+        return self._returned(self.engine.step(actions.reshape(1), ACTIVE))
+
+    def step_tokens(
+        self, tokens: Sequence[int] | NDArray[np.int64], *, discount: float = 1.0
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Append several tokens as one step: what they bring together is what `step` would bring one by one.
+
+        It stops where the episode or the agent's turn ends, so that an environment that answers back answers once, to
+        the last token. `info` has `steps`, how many tokens were written, `unwritten`, how many were not (if any),
+        `ref_logprob` and, with a bound policy, `kl`, summed over them.
+
+        Args:
+            tokens: k of them, at least one.
+            discount: γ of one token, in [0, 1]: the reward, like each of its parts, is Σ γ^i·r_i, and γ^k is what a
+                learner discounts the next value by (Sutton, Precup & Singh, "Between MDPs and semi-MDPs", 1999).
+
+        Raises:
+            What `step` raises, and then none of the tokens has been written; ValueError: no tokens.
+        """
+        sequences = as_sequences("tokens", [tokens], 1)
+        return self._returned(step_sequences(self.engine, sequences, discount))
+
+    def _returned(self, result: StepResult) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         self._print([0])
         return (
             self.engine.episodes.observation(0),
