@@ -120,7 +120,7 @@ def test_a_tokenizer_with_a_decoder_of_its_own_decodes_the_whole() -> None:
     assert not TokenText(tokenizer).is_local
 
 
-# --- encoding behind a prefix ------------------------------------------------------------------------------------------
+# --- encoding behind a prefix -----------------------------------------------------------------------------------------
 
 ENCODERS = {
     kind.__name__: LanguageModel.from_modules(random_model("llama", len(kind())), kind())

@@ -2,6 +2,8 @@
 
 from textgen_env.wrappers.attributes import env_attribute
 from textgen_env.wrappers.features import LMFeatures, VectorLMFeatures
+from textgen_env.wrappers.option_menu import Situation
+from textgen_env.wrappers.options import Options, VectorOptions
 from textgen_env.wrappers.scored_cuts import ScoredCutsEnd, VectorScoredCutsEnd
 from textgen_env.wrappers.text_actions import TextActions, VectorTextActions
 from textgen_env.wrappers.text_spaces import UnicodeText
@@ -10,12 +12,15 @@ from textgen_env.wrappers.uniform_info import UniformInfo
 
 __all__ = [
     "LMFeatures",
+    "Options",
     "ScoredCutsEnd",
+    "Situation",
     "TextActions",
     "TopKActions",
     "UnicodeText",
     "UniformInfo",
     "VectorLMFeatures",
+    "VectorOptions",
     "VectorScoredCutsEnd",
     "VectorTextActions",
     "VectorTopKActions",
