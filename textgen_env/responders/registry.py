@@ -15,7 +15,10 @@ from textgen_env.notices import shown
 
 from .base import PerText, Responder
 
-_LOCATIONS = {"echo": "textgen_env.responders.echo:Echo"}
+_LOCATIONS = {
+    "echo": "textgen_env.responders.echo:Echo",
+    "text_env": "textgen_env.responders.text_env:TextEnvResponder",
+}
 _REGISTERED: dict[str, str] = {}
 
 
