@@ -38,8 +38,8 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
     ## Starting State
     A prompt drawn uniformly from the set by the environment's own generator, or the one in
     `reset(options={"prompt": text | messages | {"prompt": …, "references": […]} | index})`. A conversation is written
-    out by the tokenizer's chat template. A prompt longer than max_prompt_tokens is cut on the left (a BOS token stays)
-    with a warning.
+    out by the tokenizer's chat template. A prompt longer than max_prompt_tokens is cut as `truncation` says, with a
+    warning.
 
     ## Rewards
     At the end the scorer's judgement of the whole response, in the scorer's own unit; 0 before, unless the scorer is
@@ -88,6 +88,8 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
       `scorer(completions, *, prompts, references, **extra) -> Sequence[float | None]`.
     * `kl_coef` β ≥ 0; `kl_estimator`: "k1", "k2", "k3", or "full" (the exact sum over the vocabulary).
     * `max_prompt_tokens`, `max_new_tokens`, `min_new_tokens` (no EOS before).
+    * `truncation` of longer prompts: "left" (the words next to the response stay, and a BOS token), "turns" (of a
+      conversation the oldest messages go; what the system says and the user's last message stay), or "error".
     * `stop_strings`: texts that end an episode; a special token's text stands for that token. `forbidden_tokens`: ids
       or tokens that are no actions. `reference_top_p`: mask all but the reference's nucleus; 1 masks none.
       `reference_top_k`: mask all but the k tokens that the reference finds most likely; 0 masks none. Both are taken of
