@@ -214,7 +214,7 @@ class TestTruncation:
 
     def test_or_none_may_be_too_long(self) -> None:
         with pytest.raises(
-            ValueError, match=r"prompts\[1\]: a prompt of 21 tokens is longer than max_prompt_tokens=20"
+            ValueError, match=r"prompts\[1\]: a prompt of 21 tokens is longer than .*=20"
         ):
             TextGenEnv(**arguments(["Hi", HI], truncation="error", max_prompt_tokens=20))
         env = TextGenEnv(**arguments(["Hi"], truncation="error", max_prompt_tokens=6))
