@@ -213,9 +213,7 @@ class TestTruncation:
             TextGenEnv(**arguments(["a text that is too long"], max_prompt_tokens=6, truncation="turns")).reset()
 
     def test_or_none_may_be_too_long(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"prompts\[1\]: a prompt of 21 tokens is longer than .*=20"
-        ):
+        with pytest.raises(ValueError, match=r"prompts\[1\]: a prompt of 21 tokens is longer than .*=20"):
             TextGenEnv(**arguments(["Hi", HI], truncation="error", max_prompt_tokens=20))
         env = TextGenEnv(**arguments(["Hi"], truncation="error", max_prompt_tokens=6))
         env.reset(seed=0)

@@ -55,7 +55,7 @@ def step_sequences(engine: Engine, sequences: Mapping[int, Sequence[int]], disco
     except BaseException:
         episodes.restore(slots, before)
         raise
-    added = {
+    added: dict[int, Mapping[str, Any]] = {
         slot: {**joined.added.get(slot, {}), **_told(engine, slot, start, int(steps[slot]), len(sequences[slot]))}
         for slot, start in zip(slots.tolist(), before.lengths.tolist(), strict=True)
     }
@@ -79,7 +79,7 @@ def _joined(engine: Engine, results: Sequence[StepResult], steps: NDArray[np.int
     """The results of steps, of which each slot took the last few, as those of one step."""
     weights = [discount ** np.maximum(steps - left, 0).astype(float) for left in range(len(results), 0, -1)]
     parts = {
-        name: sum(weight * result.reward_parts[name] for weight, result in zip(weights, results, strict=True))
+        name: np.sum([w * result.reward_parts[name] for w, result in zip(weights, results, strict=True)], axis=0)
         for name in results[-1].reward_parts
     }
     ref_log_probs = [result.ref_log_prob for result in results if result.ref_log_prob is not None]

@@ -14,7 +14,7 @@ import pytest
 from dialogues import play
 from rooms import Moody, Rooms, spoken, understood
 
-from textgen_env import TextGenVectorEnv
+from textgen_env import TextGenEnv, TextGenVectorEnv
 from textgen_env.episode import Prompt
 from textgen_env.responders import as_responder
 from textgen_env.responders.text_env import TextEnvResponder
@@ -133,6 +133,18 @@ def test_an_environment_that_fails_is_no_score_and_is_replaced(make: Any) -> Non
     assert "paid nan" in play(paying, "left\n")[-1][4]["error"]
 
 
+def test_behind_a_conversation_nothing_is_said_first() -> None:
+    """The tiny model has a chat template; without `opening=False` the environment could not begin."""
+    chat = [{"role": "user", "content": "You are in room 0."}]
+    arguments: dict[str, Any] = {"model": "tiny", "prompts": [chat], "scorer": None, "max_new_tokens": 16}
+    with pytest.raises(ValueError, match="make the opening a message of the prompt"):
+        TextGenEnv(responder=TextEnvResponder(Rooms), **arguments).reset(seed=0)
+    env = TextGenEnv(responder=TextEnvResponder(Rooms, opening=False), **arguments)
+    assert env.reset(seed=0)[1]["opening"] == ""
+    *_, info = env.step_tokens([*env.language_model.encode_plain("left"), env.language_model.end_token_id])
+    assert info["reply"].startswith(" Room 3")
+
+
 def test_a_prompts_column_has_the_options_of_reset(make: Any) -> None:
     env = make(
         TextEnvResponder(Rooms, options="start", info=["exits", "unknown"]),
@@ -213,6 +225,7 @@ def test_states_that_are_none(change: dict[str, Any], kind: type) -> None:
         ({"env": Rooms, "observe": "text"}, ValueError, "observe='text' must be a function, or its place"),
         ({"env": Rooms, "penalty": -1}, ValueError, "penalty=-1 must be a finite number"),
         ({"env": Rooms, "template": "x"}, ValueError, "must be a text with '{text}' in it"),
+        ({"env": Rooms, "opening": 1}, TypeError, "opening=1 must be True or False"),
         ({"env": Rooms, "info": "exits"}, TypeError, "info='exits' must be a list"),
     ],
 )

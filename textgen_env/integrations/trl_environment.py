@@ -52,12 +52,10 @@ class TurnEnvironment:
         known = {key: value for key, value in row.items() if key not in NOT_COLUMNS}
         prompt = as_prompt(known, "row") if known.get("prompt") else Prompt("", (), known)
         try:
-            (opening,) = self._responder.reset([self._slot], [prompt], [seed])
+            opening: Any = self._responder.reset([self._slot], [prompt], [seed])[0]
         except Exception as error:
             opening = error
-        if isinstance(opening, Exception):
-            return self._fail(opening)
-        return opening or None
+        return self._fail(opening) if isinstance(opening, Exception) else opening or None
 
     def say(self, text: str) -> str:
         """Say something to the environment, which answers.
@@ -72,7 +70,7 @@ class TurnEnvironment:
             return OVER
         self._turns += 1
         try:
-            (answer,) = self._responder.respond([self._slot], [text])
+            answer: Any = self._responder.respond([self._slot], [text])[0]
         except Exception as error:
             answer = error
         if isinstance(answer, Exception):

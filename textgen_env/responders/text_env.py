@@ -66,6 +66,8 @@ class TextEnvResponder:
         template: what is made of each observation, "{text}", before the agent reads it.
         options: the column of the prompts that holds the `options` of the environment's `reset`.
         info: which entries of the environment's `info` go into the reply's, as plain values.
+        opening: whether the first observation is said; not behind conversations, in which the agent writes next, so
+            that the prompt must say what there is to see.
 
     Raises:
         TypeError, ValueError, ImportError: an argument that is none, or the environment cannot be made.
@@ -82,6 +84,7 @@ class TextEnvResponder:
         template: str = "{text}",
         options: str | None = None,
         info: Sequence[str] = (),
+        opening: bool = True,
     ) -> None:
         if not isinstance(template, str) or "{text}" not in template:
             raise ValueError(f"text_env: template={template!r} must be a text with '{{text}}' in it")
@@ -89,6 +92,9 @@ class TextEnvResponder:
             raise ValueError(f"text_env: penalty={shown(penalty)} must be a finite number ≥ 0")
         if isinstance(info, str):
             raise TypeError(f"text_env: info={info!r} must be a list of names")
+        if not isinstance(opening, bool):
+            raise TypeError(f"text_env: opening={shown(opening)} must be True or False")
+        self._says_first = opening
         self._maker, self._arguments = _maker(env), dict(arguments or {})
         self._spare: Any = self._make()
         self._observe = _found(observe, "observe") or _as_text
@@ -115,7 +121,7 @@ class TextEnvResponder:
             if slot not in self._envs:
                 self._envs[slot] = self._make()
             opening, self._infos[slot] = self._start(self._envs[slot], self._played[slot])
-            return opening
+            return opening if self._says_first else ""
         except Exception as error:
             self._discard(slot)
             return error
@@ -316,7 +322,7 @@ def _read(state: Any) -> Played:
     Raises:
         TypeError, ValueError: it is none.
     """
-    kinds = {"seed": int, "options": (dict, type(None)), "texts": list, "heard": int}
+    kinds: dict[str, Any] = {"seed": int, "options": (dict, type(None)), "texts": list, "heard": int}
     if not isinstance(state, Mapping) or set(state) != set(kinds):
         raise ValueError(f"text_env: {shown(state)} is no state of an episode, which has {', '.join(kinds)}")
     for name, kind in kinds.items():

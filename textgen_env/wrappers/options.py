@@ -64,8 +64,7 @@ class Options(gym.Wrapper, gym.utils.RecordConstructorArgs):
         gamma: float = 1.0,
         append_eos: bool = True,
     ) -> None:
-        arguments = {"count": count, "gamma": gamma, "append_eos": append_eos}
-        gym.utils.RecordConstructorArgs.__init__(self, options=options, **arguments)
+        gym.utils.RecordConstructorArgs.__init__(self, options=options, count=count, gamma=gamma, append_eos=append_eos)
         gym.Wrapper.__init__(self, env)
         self.menu = Menu(env, options, count, append_eos)
         self.gamma = gamma
