@@ -112,8 +112,13 @@ class TextGenBase:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Longer prompts are cut on the left."""
+        """Longer prompts are cut, as `truncation` says."""
         return self.engine.config.max_prompt_tokens
+
+    @property
+    def truncation(self) -> str:
+        """What becomes of prompts that are too long: "left", "turns" or "error"."""
+        return self.engine.config.truncation
 
     @property
     def max_new_tokens(self) -> int:

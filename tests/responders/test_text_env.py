@@ -13,8 +13,9 @@ import gymnasium as gym
 import pytest
 from dialogues import play
 from rooms import Moody, Rooms, spoken, understood
+from tiny_models import byte_tokenizer, random_model
 
-from textgen_env import TextGenEnv, TextGenVectorEnv
+from textgen_env import LanguageModel, TextGenEnv, TextGenVectorEnv
 from textgen_env.episode import Prompt
 from textgen_env.responders import as_responder
 from textgen_env.responders.text_env import TextEnvResponder
@@ -134,9 +135,15 @@ def test_an_environment_that_fails_is_no_score_and_is_replaced(make: Any) -> Non
 
 
 def test_behind_a_conversation_nothing_is_said_first() -> None:
-    """The tiny model has a chat template; without `opening=False` the environment could not begin."""
+    """Without `opening=False` the environment could not begin."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    model = LanguageModel.from_modules(random_model("llama", len(tokenizer)), tokenizer)
     chat = [{"role": "user", "content": "You are in room 0."}]
-    arguments: dict[str, Any] = {"model": "tiny", "prompts": [chat], "scorer": None, "max_new_tokens": 16}
+    arguments: dict[str, Any] = {"model": model, "prompts": [chat], "scorer": None, "max_new_tokens": 16}
     with pytest.raises(ValueError, match="make the opening a message of the prompt"):
         TextGenEnv(responder=TextEnvResponder(Rooms), **arguments).reset(seed=0)
     env = TextGenEnv(responder=TextEnvResponder(Rooms, opening=False), **arguments)
