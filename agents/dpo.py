@@ -25,7 +25,6 @@ from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.sampling import PLAIN, SamplingParams
 from textgen_env.lm.token_batch import TokenBatch
 from textgen_env.notices import warn_user
-from textgen_env.vocabulary import tokenize_prompt
 
 from .policy import ActorConfig, ActorCritic, Reference
 from .preference_losses import ipo_loss, preference_accuracy, preference_loss
@@ -193,7 +192,7 @@ def examples(pairs: Sequence[Pair], venv: VectorEnv, language_model: LanguageMod
         ids = [language_model.encode_as_is(text) + [language_model.end_token_id] * ends[text] for text in ranked[:2]]
         too_long += any(len(each) > env.max_new_tokens for each in ids)
         first, second = (each[: env.max_new_tokens] for each in ids)
-        prompt_ids = tokenize_prompt(language_model, prompt, env.max_prompt_tokens, env.engine.starts.tools)[0]
+        prompt_ids = env.engine.starts.read(prompt)[0]
         found.append(PairExample(prompt.text, ranked[:2], prompt_ids, (first, second), ranked.target))
     if too_long:
         limit = f"max_new_tokens={env.max_new_tokens}"

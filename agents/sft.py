@@ -18,7 +18,6 @@ from textgen_env.episode import Prompt
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.sampling import SamplingParams
 from textgen_env.notices import warn_user
-from textgen_env.vocabulary import tokenize_prompt
 
 from .losses import language_model_loss
 from .policy import ActorConfig
@@ -92,7 +91,7 @@ def examples(venv: VectorEnv, language_model: LanguageModel, separator: str = " 
         texts = [prompt.extra["completion"]] if "completion" in prompt.extra else prompt.references
         if not texts:
             raise ValueError(f'prompts[{number}]={prompt.text!r} has neither "references" nor a "completion" to learn')
-        prompt_ids = tokenize_prompt(language_model, prompt, env.max_prompt_tokens, env.engine.starts.tools)[0]
+        prompt_ids = env.engine.starts.read(prompt)[0]
         for text in texts:
             ids = language_model.encode_as_is(_behind(prompt, text, separator)) + [language_model.end_token_id]
             found.append(Example(prompt.text, text, prompt_ids, ids))

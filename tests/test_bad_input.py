@@ -57,6 +57,7 @@ CONSTRUCTOR: dict[str, tuple[list[Any], list[Any]]] = {
     "reference_top_p": (["0.5", None, True, [0.5]], [0, -0.1, 1.5, NAN, INF]),
     "reference_top_k": (["5", None, True, [5], 5.0], [-1]),
     "length_limit": ([None, 5, ["terminate"], b"truncate"], ["stop", ""]),
+    "truncation": ([None, 5, ["left"], b"left"], ["right", ""]),
     "temperature": (["1", None, True, [1.0], 1j], [0, -1, NAN, INF, 1e-39, 1e39, 10**400]),
     "device": ([None, 0, True, ["cpu"]], ["abacus", "", "meta"]),
     "dtype": ([None, 32, ["float32"], np.float32], ["float8", "", torch.int64]),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # What each room stands on, lowest first; a module may import rooms on earlier lines, and siblings in its own.
 ORDER = [
-    ["assets", "checkout", "kl", "locations", "moved", "notices", "render", "tasks"],
+    ["assets", "checkout", "kl", "locations", "moved", "notices", "reasoning_tasks", "render", "tasks"],
     ["lm", "episode", "messages"],
     ["prompt_files", "responders", "scorers"],
     ["prompts"],
@@ -21,7 +21,7 @@ ORDER = [
     ["turns"],
     ["starts"],
     ["engine"],
-    ["frames"],
+    ["frames", "token_sequences"],
     ["base_env"],
     ["env", "vector_env"],
     ["wrappers"],

@@ -173,6 +173,60 @@ class TestTemplate:
         assert messages == as_messages(HI, "prompt")
 
 
+class TestTruncation:
+    """The template writes [role]content<pad> for each message, one token a byte."""
+
+    TURNS = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "Three?"},
+    )
+    SYSTEM = len("[system]Be brief.") + 1
+
+    def written(self, *messages: Any) -> list[int]:
+        parts = [byte_level(None).encode(f"[{message['role']}]{message['content']}") + [PAD] for message in messages]
+        return [BOS, *(token for part in parts for token in part), *byte_level(None).encode("[assistant]")]
+
+    @pytest.mark.parametrize("start", [1, 3, 5])
+    def test_the_oldest_turns_go_and_the_system_stays(self, start: int) -> None:
+        kept = self.written(self.TURNS[0], *self.TURNS[start:])
+        for room in (len(kept), len(kept) + 1):
+            env = TextGenEnv(**arguments([list(self.TURNS)], max_prompt_tokens=room, truncation="turns"))
+            if start == 1:
+                env.reset()
+            else:
+                excess = len(self.written(*self.TURNS))
+                with pytest.warns(UserWarning, match=f"a prompt of {excess} tokens was cut by its oldest turns to"):
+                    env.reset()
+            assert prompt_tokens(env) == kept
+
+    def test_what_is_too_long_by_itself_is_cut_on_the_left(self) -> None:
+        whole = self.written(self.TURNS[0], self.TURNS[5])
+        env = TextGenEnv(**arguments([list(self.TURNS)], max_prompt_tokens=len(whole) - 4, truncation="turns"))
+        with pytest.warns(UserWarning, match="cut by its oldest turns"):
+            env.reset()
+        assert prompt_tokens(env) == [BOS, *whole[5:]]
+        with pytest.warns(UserWarning, match="cut by its oldest turns"):
+            TextGenEnv(**arguments(["a text that is too long"], max_prompt_tokens=6, truncation="turns")).reset()
+
+    def test_or_none_may_be_too_long(self) -> None:
+        with pytest.raises(ValueError, match=r"prompts\[1\]: a prompt of 21 tokens is longer than .*=20"):
+            TextGenEnv(**arguments(["Hi", HI], truncation="error", max_prompt_tokens=20))
+        env = TextGenEnv(**arguments(["Hi"], truncation="error", max_prompt_tokens=6))
+        env.reset(seed=0)
+        before = env.state_dict()
+        with pytest.raises(ValueError, match="a prompt of 8 tokens is longer than max_prompt_tokens=6"):
+            env.reset(seed=1, options={"prompt": "abcdefg"})
+        assert env.state_dict() == before
+
+    def test_a_policy_that_is_none(self) -> None:
+        with pytest.raises(ValueError, match="truncation='right' must be one of left, turns, error"):
+            TextGenEnv(**arguments(["Hi"], truncation="right"))
+
+
 class TestEnvironment:
     def test_what_scorer_and_info_see(self) -> None:
         env = TextGenEnv(**arguments([{"messages": LONG, "references": ["2"], "level": 3}], max_prompt_tokens=99))

@@ -120,6 +120,24 @@ def test_a_tokenizer_with_a_decoder_of_its_own_decodes_the_whole() -> None:
     assert not TokenText(tokenizer).is_local
 
 
+# --- encoding behind a prefix -----------------------------------------------------------------------------------------
+
+ENCODERS = {
+    kind.__name__: LanguageModel.from_modules(random_model("llama", len(kind())), kind())
+    for kind in (byte_level, sentencepiece)
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@settings(max_examples=100, deadline=None)
+@given(before=st.sampled_from(["a", "I like", "é.", "b\n"]), text=st.text("ab é.🙂\nI", max_size=8))
+def test_a_text_behind_a_prefix_is_written_as_it_is(name: str, before: str, text: str) -> None:
+    """Decode(whole) is the two texts joined, also where the tokenizer puts a space in front of texts."""
+    model = ENCODERS[name]
+    prefix = model.encode(before)
+    assert model.decode(prefix + model.encode_behind(prefix, text)) == before + text
+
+
 # --- in the environment -----------------------------------------------------------------------------------------------
 
 

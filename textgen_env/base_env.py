@@ -112,8 +112,13 @@ class TextGenBase:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Longer prompts are cut on the left."""
+        """Longer prompts are cut, as `truncation` says."""
         return self.engine.config.max_prompt_tokens
+
+    @property
+    def truncation(self) -> str:
+        """What becomes of prompts that are too long: "left", "turns" or "error"."""
+        return self.engine.config.truncation
 
     @property
     def max_new_tokens(self) -> int:
@@ -170,7 +175,7 @@ class TextGenBase:
         info: dict[str, Any] = {"reward_parts": {name: float(part[slot]) for name, part in result.reward_parts.items()}}
         if result.ref_log_prob is not None:
             info["ref_logprob"] = float(result.ref_log_prob[slot])
-        return {**info, **result.replies.get(slot, {}), **result.endings.get(slot, {})}
+        return {**info, **result.added.get(slot, {}), **result.endings.get(slot, {})}
 
     def _note_cut(self, slots: Iterable[int], *, meant: bool) -> None:
         """Before a reset of these slots: warn, once, when it looks as if a limit of steps outside cuts episodes.
@@ -311,3 +316,25 @@ def as_actions(name: str, value: Any) -> NDArray[Any]:
             raise ValueError(f"{name}={shown(value)} holds an integer far beyond any vocabulary")
         raise TypeError(f"{name}={shown(value)}: actions must be integers, not {type(value).__name__} ({array.dtype})")
     return array
+
+
+def as_sequences(name: str, values: Any, n: int) -> dict[int, list[int]]:
+    """Lists of tokens by slot; slots whose entry is None are left out.
+
+    Raises:
+        TypeError: tokens that are no integers, or no list of lists.
+        ValueError: not one list per slot, or one without tokens.
+    """
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
+        raise TypeError(f"{name}={shown(values)} must be lists of tokens, not {type(values).__name__}")
+    if len(values) != n:
+        raise ValueError(f"{name} has {len(values)} entries; it needs one for each of num_envs={n}")
+    sequences = {}
+    for slot, value in enumerate(values):
+        if value is not None:
+            where = name if n == 1 else f"{name}[{slot}]"
+            tokens = as_actions(where, value)
+            if tokens.ndim != 1 or not tokens.size:
+                raise ValueError(f"{where}={shown(value)} must be a list of at least one token")
+            sequences[slot] = [int(token) for token in tokens]
+    return sequences

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from textgen_env.scorers.base import Scorer
 
 LENGTH_LIMITS = ("terminate", "truncate")
+TRUNCATIONS = ("left", "turns", "error")
 _REQUIRED = {
     "prompts": "the texts to continue (a list, a .jsonl file or the name of a set)",
     "scorer": "what a response is worth (a name, a mapping or a function)",
@@ -56,6 +57,7 @@ class EnvConfig:
     kl_coef: float = 0.0
     kl_estimator: KLEstimator = "k1"
     max_prompt_tokens: int = 64
+    truncation: Literal["left", "turns", "error"] = "left"
     max_new_tokens: int = 32
     min_new_tokens: int = 0
     stop_strings: Sequence[str] = ()
@@ -94,6 +96,7 @@ class EnvConfig:
             check_choice("kl_estimator", self.kl_estimator, KL_ESTIMATORS)
         check_estimator(self.kl_estimator)
         check_choice("length_limit", self.length_limit, LENGTH_LIMITS)
+        check_choice("truncation", self.truncation, TRUNCATIONS)
         self._set("stop_strings", _texts("stop_strings", self.stop_strings))
         self._set("turn_strings", _texts("turn_strings", self.turn_strings))
         _check_turns(self)

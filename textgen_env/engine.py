@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,17 +157,17 @@ class Engine:
             ScorerError: the scorer failed, or its score is too large. As with the others, and with whatever a scorer or
                 policy may raise, no slot has moved: the step may be taken again.
         """
-        slots = self._playing(active)
+        slots = self.playing(active)
         masks = self.action_masks(slots) if self.restricted else None
         actions = self.rules.check(actions, slots, masks)
         if self.turns is not None:
-            self.turns.check(slots, actions)
+            self.turns.check(self.episodes, slots, actions)
         price = self.kl.price(self.episodes, slots, actions, masks)
         before = self.episodes.snapshot(slots)
         try:
             self.episodes.append(slots, actions[slots], by_agent=True)
             reasons = self._finish_reasons(slots, actions)
-            answers = {} if self.turns is None else self.turns.reply(self.episodes, slots, actions, reasons)
+            answers = {} if self.turns is None else self.turns.reply(self.episodes, slots, reasons)
             completions = self._completions(slots, reasons)
             parts = self._parts(completions, answers, price)
             rewards = self.reward.total(parts)
@@ -177,10 +177,14 @@ class Engine:
             self.episodes.restore(slots, before)
             raise
         replies = {slot: answer.info for slot, answer in answers.items()}
-        return StepResult(rewards, *self._end(slots, reasons), parts, price.ref_log_prob, endings, replies)
+        return StepResult(rewards, *self._end(reasons, replies), parts, price.ref_log_prob, endings, replies)
 
-    def _playing(self, active: NDArray[np.bool_]) -> Slots:
-        """The active slots, int64 (m,), all of which play."""
+    def playing(self, active: NDArray[np.bool_]) -> Slots:
+        """The active slots, int64 (m,), all of which play.
+
+        Raises:
+            ResetNeeded: one does not.
+        """
         slots = np.flatnonzero(active)
         if not self.episodes.playing[slots].all():
             waiting = int(slots[~self.episodes.playing[slots]][0])
@@ -198,12 +202,18 @@ class Engine:
         reasons |= dict.fromkeys(slots[is_eos].tolist(), FinishReason.EOS)
         return reasons
 
+    def ends_turn(self, before: Sequence[int], turn: Sequence[int]) -> bool:
+        """Whether the last of these tokens ends a turn of the agent's that follows others, the length limit aside."""
+        ends = [self.stop_strings, *([] if self.turns is None else [self.turns.turn_strings])]
+        return turn[-1] in self._eos or any(strings and strings.reached(before, turn) for strings in ends)
+
     def _completions(self, slots: Slots, reasons: Mapping[int, FinishReason]) -> dict[int, Completion]:
         """The responses that are to be scored in this step, by slot."""
         asked = slots.tolist() if self.reward.dense else sorted(reasons)
-        return {slot: self._completion(slot, reasons.get(slot)) for slot in asked}
+        return {slot: self.completion(slot, reasons.get(slot)) for slot in asked}
 
-    def _completion(self, slot: int, reason: FinishReason | None) -> Completion:
+    def completion(self, slot: int, reason: FinishReason | None = None) -> Completion:
+        """What the agent has written in a slot's episode so far."""
         episodes = self.episodes
         ids, prompt = episodes.input_ids[slot, : episodes.lengths[slot]].tolist(), episodes.prompts[slot]
         assert prompt is not None  # the slot is playing
@@ -232,10 +242,12 @@ class Engine:
             if values is not None:
                 column[slots, columns] = values[slots]
 
-    def _end(self, slots: Slots, reasons: Mapping[int, FinishReason]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def _end(
+        self, reasons: Mapping[int, FinishReason], replies: Collection[int]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """The step has succeeded: end these episodes; `terminated` and `truncated`, bool (n,)."""
         if self.turns is not None:
-            self.turns.done(slots)
+            self.turns.done({*reasons, *replies})
         cuts = {FinishReason.HORIZON, FinishReason.FAILED}
         if self.config.length_limit == "truncate":
             cuts.add(FinishReason.LENGTH)

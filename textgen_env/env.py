@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgen_env.action_masks import check_slots
-from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, check_seed, prompt_choice
+from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, as_sequences, check_seed, prompt_choice
 from textgen_env.config import spelled_out
+from textgen_env.episode import StepResult
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.notices import shown, warn_user
 from textgen_env.saved_state import clone_slot, restore_slot
+from textgen_env.token_sequences import step_sequences
 
 Observation = dict[str, NDArray[Any]]
 ACTIVE = np.ones(1, dtype=np.bool_)  # in an engine with one slot
@@ -36,8 +38,8 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
     ## Starting State
     A prompt drawn uniformly from the set by the environment's own generator, or the one in
     `reset(options={"prompt": text | messages | {"prompt": …, "references": […]} | index})`. A conversation is written
-    out by the tokenizer's chat template. A prompt longer than max_prompt_tokens is cut on the left (a BOS token stays)
-    with a warning.
+    out by the tokenizer's chat template. A prompt longer than max_prompt_tokens is cut as `truncation` says, with a
+    warning.
 
     ## Rewards
     At the end the scorer's judgement of the whole response, in the scorer's own unit; 0 before, unless the scorer is
@@ -86,6 +88,8 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
       `scorer(completions, *, prompts, references, **extra) -> Sequence[float | None]`.
     * `kl_coef` β ≥ 0; `kl_estimator`: "k1", "k2", "k3", or "full" (the exact sum over the vocabulary).
     * `max_prompt_tokens`, `max_new_tokens`, `min_new_tokens` (no EOS before).
+    * `truncation` of longer prompts: "left" (the words next to the response stay, and a BOS token), "turns" (of a
+      conversation the oldest messages go; what the system says and the user's last message stay), or "error".
     * `stop_strings`: texts that end an episode; a special token's text stands for that token. `forbidden_tokens`: ids
       or tokens that are no actions. `reference_top_p`: mask all but the reference's nucleus; 1 masks none.
       `reference_top_k`: mask all but the k tokens that the reference finds most likely; 0 masks none. Both are taken of
@@ -152,7 +156,29 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
         actions = as_actions("action", action)
         if actions.shape != ():
             raise ValueError(f"action={shown(action)} must be one integer, got shape {actions.shape}")
-        result = self.engine.step(actions.reshape(1), ACTIVE)
+        return self._returned(self.engine.step(actions.reshape(1), ACTIVE))
+
+    def step_tokens(
+        self, tokens: Sequence[int] | NDArray[np.int64], *, discount: float = 1.0
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Append several tokens as one step: what they bring together is what `step` would bring one by one.
+
+        It stops where the episode or the agent's turn ends, so that an environment that answers back answers once, to
+        the last token. `info` has `steps`, how many tokens were written, `unwritten`, how many were not (if any),
+        `ref_logprob` and, with a bound policy, `kl`, summed over them.
+
+        Args:
+            tokens: k of them, at least one.
+            discount: γ of one token, in [0, 1]: the reward, like each of its parts, is Σ γ^i·r_i, and γ^k is what a
+                learner discounts the next value by (Sutton, Precup & Singh, "Between MDPs and semi-MDPs", 1999).
+
+        Raises:
+            What `step` raises, and then none of the tokens has been written; ValueError: no tokens.
+        """
+        sequences = as_sequences("tokens", [tokens], 1)
+        return self._returned(step_sequences(self.engine, sequences, discount))
+
+    def _returned(self, result: StepResult) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         self._print([0])
         return (
             self.engine.episodes.observation(0),

@@ -84,7 +84,7 @@ class StepResult:
         reward_parts: float64 by name.
         ref_log_prob: float64, or None when no reference is on.
         endings: by slot, the `info` of each episode that ended.
-        replies: by slot, what a reply of the environment adds to the `info`.
+        added: by slot, what else is in the `info`: what a reply of the environment adds to it.
     """
 
     rewards: NDArray[np.float64]
@@ -93,7 +93,7 @@ class StepResult:
     reward_parts: dict[str, NDArray[np.float64]]
     ref_log_prob: NDArray[np.float64] | None
     endings: dict[int, dict[str, Any]]
-    replies: dict[int, Mapping[str, Any]]
+    added: dict[int, Mapping[str, Any]]
 
 
 class Snapshot(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where prompts come from: a list, a file, a packaged or fetched set, or a set of the `datasets` library.
+"""Where prompts come from: a list, a file, a packaged or fetched set, or a set of `datasets` or reasoning-gym.
 
 Reading and checking alone: conversations are checked in `messages.py`, files are read in `prompt_files.py`, and which
 prompt an episode gets is drawn by the engine from the slot's own generator.
@@ -15,6 +15,7 @@ from textgen_env.episode import Prompt
 from textgen_env.messages import Message, as_messages, is_conversation, readable
 from textgen_env.notices import shown
 from textgen_env.prompt_files import read_rows
+from textgen_env.reasoning_tasks import is_reasoning_source, reasoning_rows
 
 PromptLike: TypeAlias = str | Mapping[str, Any] | Sequence[Message] | Prompt
 PromptSource: TypeAlias = str | Path | Mapping[str, Any] | Iterable[PromptLike]
@@ -146,7 +147,8 @@ def load_prompts(source: PromptSource) -> list[Prompt]:
             or with one JSON array of them, in UTF-8, gzipped or not; the name of a packaged or fetched set; or, for the
             `datasets` library, a mapping `{"dataset": id, "split": "train", "prompt": column or template,
             "references": column, …}` whose other keys are handed to `datasets.load_dataset`. A template names columns
-            in braces: "Summarize: {document}".
+            in braces: "Summarize: {document}". And "reasoning-gym:NAME" for a task of that library, with its settings;
+            see `reasoning_tasks.reasoning_rows`.
 
     Returns:
         The prompts, at least one.
@@ -155,7 +157,9 @@ def load_prompts(source: PromptSource) -> list[Prompt]:
         ValueError: no prompts, an unknown name, or a malformed line, with its number.
         TypeError: a field of the wrong type.
     """
-    if isinstance(source, (str, Path)):
+    if is_reasoning_source(source):
+        prompts = [as_prompt(row, where) for where, row in reasoning_rows(source)]  # type: ignore[arg-type]
+    elif isinstance(source, (str, Path)):
         prompts = [as_prompt(value, where) for where, value in read_rows(_find(source))]
     elif isinstance(source, Mapping):
         prompts = _from_datasets(**_checked_description(source))

@@ -45,8 +45,8 @@ class Starts:
         turns: Turns | None,
     ) -> None:
         self.prompts, self._model, self._taken, self._turns = prompts, model, taken, turns
-        self._limit = config.max_prompt_tokens
         self.tools = () if turns is None else turns.tools
+        self._limit, self._truncation = config.max_prompt_tokens, config.truncation
         self._token_ids: dict[Any, list[int]] = {}
         self._warned_of_cut = False
         self._check()
@@ -55,9 +55,9 @@ class Starts:
         """Find prompts that the scorer or the tokenizer cannot take before the first episode does.
 
         Templates refuse conversations for the order of their roles, so that one of each order is written out. Texts are
-        looked through only where the tokenizer knows tokens that the model does not.
+        looked through only where the tokenizer knows tokens that the model does not, or none may be too long.
         """
-        every_text = len(self._model.tokenizer) > self._model.vocab_size
+        every_text = len(self._model.tokenizer) > self._model.vocab_size or self._truncation == "error"
         orders = set()
         for index, prompt in enumerate(self.prompts):
             check_columns(prompt, self._taken, f"prompts[{index}]")
@@ -65,7 +65,7 @@ class Starts:
             if every_text or (order and order not in orders):
                 orders.add(order)
                 try:
-                    tokenize_prompt(self._model, prompt, self._limit, self.tools)
+                    self.read(prompt)
                     if order and self._turns:
                         self._turns.check_prompt(prompt)
                 except ValueError as error:
@@ -85,6 +85,8 @@ class Starts:
         check_columns(prompt, self._taken, "options['prompt']")
         if prompt.messages and self._turns:
             self._turns.check_prompt(prompt)
+        if self._truncation == "error":
+            self.read(prompt)
         return prompt
 
     def draw(self, generator: np.random.Generator) -> Prompt:
@@ -92,19 +94,34 @@ class Starts:
         return self.prompts[int(generator.integers(len(self.prompts)))]
 
     def tokenize(self, prompt: Prompt) -> list[int]:
-        """The tokens of a prompt; what is beyond max_prompt_tokens is cut on the left, with a warning, once."""
+        """The tokens of a prompt; what is beyond max_prompt_tokens is cut, with a warning, once."""
         key = prompt.text if prompt.messages is None else (repr(prompt.messages),)
         if key not in self._token_ids:
             if len(self._token_ids) > 10 * len(self.prompts) + 1000:  # prompts given by hand must not pile up for ever
                 self._token_ids.clear()
-            self._token_ids[key], excess = tokenize_prompt(self._model, prompt, self._limit, self.tools)
+            self._token_ids[key], excess = self.read(prompt)
             if excess and not self._warned_of_cut:
                 self._warned_of_cut = True
+                cut = "cut on the left" if self._truncation == "left" else "cut by its oldest turns"
                 warn_user(
-                    f"a prompt of {self._limit + excess} tokens was cut on the left to max_prompt_tokens="
+                    f"a prompt of {len(self._token_ids[key]) + excess} tokens was {cut} to max_prompt_tokens="
                     f"{self._limit}: {prompt.text[:60]!r}… (said once for an environment)"
                 )
         return self._token_ids[key]
+
+    def read(self, prompt: Prompt) -> tuple[list[int], int]:
+        """The tokens of a prompt and how many were cut off.
+
+        Raises:
+            ValueError: the tokenizer or its template cannot take it, or it is too long and must not be.
+        """
+        token_ids, excess = tokenize_prompt(self._model, prompt, self._limit, self._truncation, self.tools)
+        if excess and self._truncation == "error":
+            raise ValueError(
+                f"a prompt of {len(token_ids) + excess} tokens is longer than max_prompt_tokens={self._limit}: "
+                f"{prompt.text[:60]!r}…; raise the limit, leave it out, or let truncation='left' or 'turns' cut it"
+            )
+        return token_ids, excess
 
     def response_tokens(self, response: Any) -> list[int]:
         """The tokens of a response that a caller names: a text, or token ids.

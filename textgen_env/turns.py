@@ -5,7 +5,7 @@ The engine appends the agent's tokens, scores and ends episodes; what environmen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +72,7 @@ class Turns:
         self.max_new_tokens, self.stop_strings = config.max_new_tokens, stop_strings
         self.turn_strings = StopStrings(config.turn_strings, model, argument="turn_strings")
         self.model = model
-        self._waiting: dict[int, tuple[int | None, Answer | None]] = {}  # by slot: to which action (None: any), what
+        self._waiting: dict[int, tuple[list[int] | None, Answer | None]] = {}  # by slot: to which turn (None: any)
         self._warned = False
 
     # --- the environment's first word ---------------------------------------------------------------------------------
@@ -115,25 +115,25 @@ class Turns:
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
-    def check(self, slots: NDArray[np.int64], actions: NDArray[np.int64]) -> None:
-        """Check that slots whose turn was answered in a step that failed get the same action again.
+    def check(self, episodes: Episodes, slots: NDArray[np.int64], actions: NDArray[np.int64]) -> None:
+        """Check that slots whose turn was answered in a step that failed write the same turn again.
 
         Raises:
-            ValueError: one of them gets another.
+            ValueError: one of them writes another.
         """
         for slot in self._waiting.keys() & set(slots.tolist()):
-            action = self._waiting[slot][0]
-            if action is not None and action != actions[slot]:
+            answered, turn = self._waiting[slot][0], [*episodes.present_turn(slot)[1], int(actions[slot])]
+            if answered is not None and answered[: len(turn)] != turn:
                 raise ValueError(
-                    f"slot {slot}, action {actions[slot]}: the environment has already answered action {action}, in a "
-                    "step that failed later; take that step again, or reset the slot. No slot has moved"
+                    f"slot {slot}, action {actions[slot]}: the environment has already answered action "
+                    f"{answered[len(turn) - 1]}, in a step that failed later; take that step again, or reset the slot. "
+                    "No slot has moved"
                 )
 
     def reply(
         self,
         episodes: Episodes,
         slots: NDArray[np.int64],
-        actions: NDArray[np.int64],
         reasons: dict[int, FinishReason],
     ) -> dict[int, Answer]:
         """Append the replies to the turns that end with the tokens just appended.
@@ -141,7 +141,6 @@ class Turns:
         Args:
             episodes: the states.
             slots: int64 (m,), which of them are stepped.
-            actions: int64 (n,), the tokens.
             reasons: why episodes would end if nobody answered, by slot; changed to why they end.
 
         Returns:
@@ -151,7 +150,7 @@ class Turns:
             TypeError, ValueError: the responder answered with something else than it may.
         """
         ended = [slot for slot in slots.tolist() if self._turn_ends(episodes, slot, reasons.get(slot))]
-        answers = self._answers(episodes, [slot for slot in ended if not self._last(episodes, slot)], actions)
+        answers = self._answers(episodes, [slot for slot in ended if not self._last(episodes, slot)])
         for slot in ended:
             if reasons.get(slot) is not FinishReason.EOS:
                 reasons[slot] = FinishReason.STOP  # of a turn string that is not answered
@@ -167,8 +166,8 @@ class Turns:
 
     def _turn_ends(self, episodes: Episodes, slot: int, reason: FinishReason | None) -> bool:
         """Whether the agent's turn ends with the token just appended, so that the environment comes next."""
-        if slot in self._waiting:  # it has answered already
-            return True
+        if slot in self._waiting:  # it has answered already, perhaps a turn that is being written again
+            return self._waiting[slot][0] in (None, episodes.present_turn(slot)[1])
         if reason is FinishReason.EOS:  # which a stop string may name
             return not (self.stop_strings and self.stop_strings.reached(*episodes.present_turn(slot)))
         if reason is FinishReason.STOP or not self.turn_strings:
@@ -179,7 +178,7 @@ class Turns:
         """Whether the agent's present turn is its last, whose end is that of the episode."""
         return slot not in self._waiting and episodes.turns_taken(slot) + 1 >= self.max_turns
 
-    def _answers(self, episodes: Episodes, slots: Sequence[int], actions: NDArray[np.int64]) -> dict[int, Answer]:
+    def _answers(self, episodes: Episodes, slots: Sequence[int]) -> dict[int, Answer]:
         """What the environment answers to turns that have just ended; where it says None, nothing."""
         asked = [slot for slot in slots if slot not in self._waiting]
         wrong: list[Exception] = []
@@ -189,15 +188,19 @@ class Turns:
             except (TypeError, ValueError, OverflowError) as error:
                 wrong.append(error)
             else:
-                self._waiting[slot] = int(actions[slot]), answer
+                self._waiting[slot] = episodes.present_turn(slot)[1], answer
         if wrong:
             raise wrong[0]
         return {slot: answer for slot in slots if (answer := self._waiting[slot][1]) is not None}
 
-    def done(self, slots: NDArray[np.int64]) -> None:
-        """The step of these slots has succeeded."""
-        for slot in self._waiting.keys() & set(slots.tolist()):
-            del self._waiting[slot]
+    def done(self, slots: Iterable[int]) -> None:
+        """The step that ended turns or episodes of these slots has succeeded."""
+        for slot in slots:
+            self._waiting.pop(slot, None)
+
+    def failed_to_begin(self, slot: int) -> bool:
+        """Whether the environment had no opening for this episode, which therefore ends with its first token."""
+        return slot in self._waiting and self._waiting[slot][0] is None
 
     def _ask(self, episodes: Episodes, slots: list[int]) -> Sequence[Any]:
         if not slots:
@@ -289,7 +292,7 @@ class Turns:
     @property
     def failed_openings(self) -> dict[str, str]:
         """By slot, as JSON has it: the errors of environments that failed to begin, until the slot is stepped."""
-        failed = {slot: answer for slot, (action, answer) in self._waiting.items() if action is None}
+        failed = {slot: answer for slot, (turn, answer) in self._waiting.items() if turn is None}
         return {str(slot): answer.info["error"] for slot, answer in failed.items() if answer is not None}
 
     @failed_openings.setter
@@ -344,7 +347,7 @@ class Turns:
             TypeError: the responder does not say what it keeps while an episode is playing.
             RuntimeError: an answer has not been taken up by a step.
         """
-        if answered := sorted(slot for slot, (action, _) in self._waiting.items() if action is not None):
+        if answered := sorted(slot for slot, (turn, _) in self._waiting.items() if turn is not None):
             raise RuntimeError(
                 f"slots {answered} have an answer of the environment that no step has taken up yet: take the step "
                 "again, or reset them, before saving"

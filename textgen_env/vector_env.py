@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textgen_env.action_masks import check_slots
-from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, check_seed, prompt_choice
+from textgen_env.base_env import RENDER_MODES, TextGenBase, as_actions, as_sequences, check_seed, prompt_choice
 from textgen_env.config import spelled_out
 from textgen_env.engine import Slots
 from textgen_env.episode import Prompt, StepResult
@@ -20,6 +20,7 @@ from textgen_env.lm.language_model import LanguageModel
 from textgen_env.messages import is_conversation
 from textgen_env.notices import shown, warn_user
 from textgen_env.saved_state import clone_slot, restore_slot
+from textgen_env.token_sequences import step_sequences
 
 Observations = dict[str, NDArray[Any]]
 NOOP = -1
@@ -181,10 +182,37 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
         actions = as_actions("actions", actions)
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}")
+        active = ~self._restarting & (actions != NOOP)
+        return self._go_on(self.engine.step(actions, active), active)
+
+    def step_tokens(
+        self, sequences: Sequence[Sequence[int] | NDArray[np.int64] | None], *, discount: float = 1.0
+    ) -> tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Append several tokens to each slot, as one step; see `TextGenEnv.step_tokens`.
+
+        Args:
+            sequences: n lists of tokens. None leaves a slot as it is, like `NOOP`. Ignored for slots that reset.
+            discount: γ of one token, in [0, 1].
+
+        Raises:
+            What `step` raises; ValueError: no tokens, or not one list per slot.
+        """
+        chosen = as_sequences("sequences", sequences, self.num_envs)
+        active = ~self._restarting & [slot in chosen for slot in range(self.num_envs)]
+        played = {slot: tokens for slot, tokens in chosen.items() if active[slot]}
+        return self._go_on(step_sequences(self.engine, played, discount), active)
+
+    @property
+    def _restarting(self) -> NDArray[np.bool_]:
+        """bool (n,): slots that the next step starts anew, whatever their action."""
         ended = self._terminated | self._truncated
-        restarting = ended if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
-        active = ~restarting & (actions != NOOP)
-        result = self.engine.step(actions, active)
+        return ended if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
+
+    def _go_on(
+        self, result: StepResult, active: NDArray[np.bool_]
+    ) -> tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """The slots have been stepped: note which ended, and start those anew that are due."""
+        restarting = self._restarting
         np.copyto(self._terminated, result.terminated, where=active)
         np.copyto(self._truncated, result.truncated, where=active)
         terminated, truncated = self._terminated & ~restarting, self._truncated & ~restarting
@@ -210,12 +238,12 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
             infos["reward_parts"], infos["_reward_parts"] = parts, stays.copy()
             if result.ref_log_prob is not None:
                 infos["ref_logprob"], infos["_ref_logprob"] = np.where(stays, result.ref_log_prob, 0.0), stays
-        for slot in sorted({*result.endings, *result.replies}):
+        for slot in sorted({*result.endings, *result.added}):
             if same_step and slot in result.endings:
                 final_obs = self.engine.episodes.observation(slot)
                 self._add_info(infos, {"final_obs": final_obs, "final_info": self._step_info(result, slot)}, slot)
             else:
-                self._add_info(infos, {**result.replies.get(slot, {}), **result.endings.get(slot, {})}, slot)
+                self._add_info(infos, {**result.added.get(slot, {}), **result.endings.get(slot, {})}, slot)
         return infos
 
     def abandon(self, slots: NDArray[np.int64]) -> None:

@@ -6,11 +6,12 @@ here as well.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from textgen_env.action_masks import ActionRules
 from textgen_env.lm.position_switches import position_switches
-from textgen_env.messages import Tools, render_chat
+from textgen_env.messages import Message, Tools, render_chat
 from textgen_env.stop_strings import StopStrings
 
 if TYPE_CHECKING:
@@ -20,17 +21,21 @@ if TYPE_CHECKING:
 __all__ = ["ActionRules", "StopStrings", "fits_positions", "same_vocabulary", "tokenize_prompt"]
 
 
-def tokenize_prompt(model: LanguageModel, prompt: Prompt, max_tokens: int, tools: Tools = ()) -> tuple[list[int], int]:
+def tokenize_prompt(
+    model: LanguageModel, prompt: Prompt, max_tokens: int, truncation: str = "left", tools: Tools = ()
+) -> tuple[list[int], int]:
     """The tokens of a prompt, at most `max_tokens`, and how many were cut off.
 
     A conversation is written out by the tokenizer's chat template, which writes its special tokens too. A longer prompt
     loses its left part, since the words next to the response matter most; a BOS token stays in front, without which
-    many models are lost.
+    many models are lost. With truncation="turns" a conversation loses its oldest messages instead, as many as must go;
+    what the system says stays, and so does the last message of the user's. If that alone is too long, it is cut.
 
     Args:
         model: whose tokens.
         prompt: the prompt.
         max_tokens: of the prompt.
+        truncation: "left" or "turns".
         tools: JSON schemas of functions that the chat template tells the model of.
 
     Raises:
@@ -40,11 +45,33 @@ def tokenize_prompt(model: LanguageModel, prompt: Prompt, max_tokens: int, tools
         token_ids = model.encode(prompt.text)
     else:
         token_ids = model.encode_as_is(render_chat(model.tokenizer, prompt.messages, tools))
+        if truncation == "turns" and len(token_ids) > max_tokens:
+            kept = _without_oldest_turns(model, prompt.messages, max_tokens, tools)
+            return _cut(model, kept, max_tokens), len(token_ids) - min(max_tokens, len(kept))
     if not token_ids:
         raise ValueError(f"the prompt {prompt.text!r} has no tokens under the tokenizer of {model.source!r}")
+    return _cut(model, token_ids, max_tokens), max(0, len(token_ids) - max_tokens)
+
+
+def _cut(model: LanguageModel, token_ids: list[int], max_tokens: int) -> list[int]:
+    """The last of these tokens, with the BOS in front."""
     excess = max(0, len(token_ids) - max_tokens)
     has_bos = token_ids[0] == model.bos_token_id and max_tokens > 1
-    return (token_ids[:1] + token_ids[1 + excess :] if has_bos else token_ids[excess:]), excess
+    return token_ids[:1] + token_ids[1 + excess :] if has_bos else token_ids[excess:]
+
+
+def _without_oldest_turns(
+    model: LanguageModel, messages: Sequence[Message], max_tokens: int, tools: Tools
+) -> list[int]:
+    """The tokens of a conversation from the user's earliest message on with which it fits, else from the last."""
+    system = next((at for at, message in enumerate(messages) if message["role"] not in ("system", "developer")), 0)
+    users = [at for at, message in enumerate(messages) if message["role"] == "user" and at >= system]
+    token_ids: list[int] = []
+    for start in users or [system]:
+        token_ids = model.encode_as_is(render_chat(model.tokenizer, [*messages[:system], *messages[start:]], tools))
+        if len(token_ids) <= max_tokens:
+            break
+    return token_ids
 
 
 def same_vocabulary(model: LanguageModel, reference: LanguageModel, role: str = "reference") -> None:

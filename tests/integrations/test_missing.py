@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-LIBRARIES = {"torchrl": "torchrl", "tianshou": "tianshou", "rllib": "ray", "trl": "trl"}
+LIBRARIES = {"torchrl": "torchrl", "tianshou": "tianshou", "rllib": "ray", "trl": "trl", "textworld": "textworld"}
 
 
 @pytest.mark.parametrize("extra", LIBRARIES)

@@ -32,7 +32,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 """What a scorer cannot do without; the others are made by name alone."""
 
 FETCHED = {"similarity": "minilm", "spacy": "imdb-sentiment", "imdb-sentiment": "imdb-sentiment"}
-OPTIONAL = {"spacy": "spacy", "imdb-sentiment": "spacy", "vader": "vaderSentiment"}
+OPTIONAL = {"spacy": "spacy", "imdb-sentiment": "spacy", "vader": "vaderSentiment", "reasoning-gym": "reasoning_gym"}
 STATEFUL = {"normalize"}  # keeps statistics of what it has scored, so that asked again it says something else
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow) if name in FETCHED else name
@@ -52,7 +52,8 @@ class TestScorer(ScorerContract):
             pytest.skip(f"needs: python -m textgen_env.assets fetch {FETCHED[self.name]}")
 
     def columns(self) -> dict[str, Any]:
-        return {**super().columns(), "right": [1, 2.5, "3/4", "12", ["1", 2], "-7"]}
+        questions = [{"dataset": "leg_counting", "size": 6, "seed": 0, "index": index} for index in range(6)]
+        return {**super().columns(), "right": [1, 2.5, "3/4", "12", ["1", 2], "-7"], "reasoning_gym": questions}
 
     def make_scorer(self) -> Any:
         return get_scorer(self.name, **ARGUMENTS.get(self.name, {}))

@@ -15,7 +15,6 @@ from textgen_env.prompts import PromptSource, load_prompts, prompt_as_dict
 from textgen_env.scorers import get_scorer
 from textgen_env.scorers.answers import Scores, add_applying, scorer_name
 from textgen_env.scorers.base import raw_parts
-from textgen_env.vocabulary import tokenize_prompt
 
 try:
     import datasets
@@ -176,7 +175,7 @@ def config_arguments(env: Any) -> dict[str, Any]:
 def _check_prompt_lengths(env: Any) -> None:
     """TRL does not cut prompts, and a response after a longer prompt would not be the environment's."""
     for index, prompt in enumerate(env.prompts):
-        token_ids, excess = tokenize_prompt(env.language_model, prompt, env.max_prompt_tokens, env.engine.starts.tools)
+        token_ids, excess = env.engine.starts.read(prompt)
         if excess:
             raise ValueError(
                 f"prompts[{index}] has {len(token_ids) + excess} tokens, more than max_prompt_tokens="

@@ -145,6 +145,29 @@ class LanguageModel:
         token_ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         return self._checked(list(token_ids))
 
+    def encode_behind(self, before: Sequence[int], text: str) -> list[int]:
+        """Token ids that write a text behind other tokens, so that `continuation(before, …)` is that text.
+
+        Plain, as `encode_plain` has it. Tokenizers that put a space in front of every text would write one more than is
+        there; for them the text is encoded behind a line break or a full stop, which is taken off again. What a
+        tokenizer cannot write (characters that it does not know, or writes otherwise) comes as near as it can.
+
+        Args:
+            before: the tokens that the text is to follow.
+            text: any.
+
+        Raises:
+            ValueError: a token of it is none of the model's.
+        """
+        plain = self.encode_plain(text)
+        if self.continuation(before, plain) == text:
+            return plain
+        for anchor in ("\n", "."):
+            front, both = self.encode_plain(anchor), self.encode_plain(anchor + text)
+            if both[: len(front)] == front and self.continuation(before, both[len(front) :]) == text:
+                return both[len(front) :]
+        return plain
+
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of token ids; special tokens are left out and spaces are left alone."""
         return self.token_text.decode([int(token) for token in token_ids])

@@ -22,6 +22,7 @@ _LOCATIONS = {
     "person": "textgen_env.responders.person:Person",
     "script": "textgen_env.responders.script:Script",
     "tools": "textgen_env.responders.tools:Tools",
+    "text_env": "textgen_env.responders.text_env:TextEnvResponder",
 }
 _REGISTERED: dict[str, str] = {}
 

@@ -50,6 +50,7 @@ _LOCATIONS = {
     "json_schema": "formats:JsonSchema",
     "keywords": "formats:Keywords",
     "numeric_answer": "numeric_answer:NumericAnswer",
+    "reasoning-gym": "reasoning:ReasoningGym",
     "vader": "vader:Vader",
     # around other scorers
     "sum": "combine:Sum",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from numpy.typing import NDArray
 
 
@@ -40,6 +41,23 @@ def env_attribute(env: Any, name: str) -> Any:
     environment.
     """
     return getattr(holder(env, name), name)
+
+
+def check_directly_around(env: Any, wrapper: str) -> None:
+    """Check that nothing lies between a wrapper and an environment of this package but what `gym.make` puts there.
+
+    Raises:
+        TypeError: the environment is another, or there is something that would not see the steps.
+    """
+    *between, innermost = layers(env)
+    if not hasattr(innermost, "engine"):
+        raise TypeError(f"env={env} must be a textgen environment")
+    for layer in between:
+        if not isinstance(layer, (OrderEnforcing, PassiveEnvChecker)):
+            raise TypeError(
+                f"{wrapper} goes directly around the environment, whose tokens it writes, but here is "
+                f"{type(layer).__name__} between; put that around {wrapper}"
+            )
 
 
 def may_mask(env: Any) -> bool:
