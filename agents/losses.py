@@ -68,18 +68,24 @@ def reinforce_loss(log_prob: Tensor, advantage: Tensor, response_mask: Tensor) -
 
 
 def clipped_value_loss(
-    value: Tensor, old_value: Tensor, returns: Tensor, clip: float | None, response_mask: Tensor
+    value: Tensor,
+    old_value: Tensor,
+    returns: Tensor,
+    clip: float | None,
+    response_mask: Tensor,
+    *,
+    mean: Mean = masked_mean,
 ) -> Tensor:
     """½·E[max((V − R)², (V_clip − R)²)], V_clip = V_old + clip(V − V_old, −ε, ε) (Schulman's baselines; Ziegler 2019).
 
-    ``clip`` is ε in units of reward; None switches clipping off: ½·E[(V − R)²].
+    ``clip`` is ε in units of reward; None switches clipping off: ½·E[(V − R)²]. ``mean`` is over tokens by default.
     """
     value, old_value, returns = (torch.where(response_mask.bool(), x, 0.0) for x in (value, old_value, returns))
     error = (value - returns).square()
     if clip is not None:
         clipped = old_value + (value - old_value).clamp(-clip, clip)
         error = torch.maximum(error, (clipped - returns).square())
-    return 0.5 * masked_mean(error, response_mask)
+    return 0.5 * mean(error, response_mask)
 
 
 def entropy_loss(entropy: Tensor, response_mask: Tensor) -> Tensor:
