@@ -45,6 +45,10 @@ def clipped_surrogate(
         clip_high: the upper ε, if it is another (DAPO; Yu et al. 2025, eq. 10).
         of_responses: ρ is (π(y)/π_old(y))^(1/|y|) of the whole response (GSPO; Zheng et al. 2025, eq. 7).
         mean: over tokens by default; `response_mean` and `constant_mean` are others.
+
+    At ρ = 1 the gradient of the *sum* over tokens, as a mean over responses, is in expectation −∇J for advantages of
+    λ = 1. A mean over the tokens of a minibatch is a ratio of sums: biased towards short responses, by 1/B to first
+    order in B responses; a mean over each response's own tokens stays so however large B is.
     """
     ratio = log_ratio(log_prob, old_log_prob, response_mask, of_responses=of_responses).exp()
     clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -217,6 +217,18 @@ class ActorCritic(nn.Module):
             return frozen_reference(copy.deepcopy(self.actor), vocab_size)
         adapted: Any = self.actor
         return Reference(adapted, vocab_size, adapted.disable_adapter)
+
+    @contextmanager
+    def actor_frozen(self) -> Iterator[None]:
+        """While this lasts, only the critic learns: the value head, and the backbone of a separate critic."""
+        learning = [parameter for parameter in self.actor.parameters() if parameter.requires_grad]
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
 
     def parameter_groups(self, lr: float, value_lr: float = 0.0) -> list[dict[str, Any]]:
         """What learns: the actor (and a separate critic) at ``lr``, the value head, if any, at ``value_lr``."""

@@ -10,7 +10,19 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from two_tokens import EOS, LEFT_OUT, PROMPT, RESPONSES, A, B, groups, masked_log_probs, rollout_of, score
+from two_tokens import (
+    EOS,
+    LEFT_OUT,
+    TWO_TOKENS,
+    A,
+    B,
+    groups,
+    objective,
+    rollout_of,
+    score,
+    true_values,
+    write_values,
+)
 
 from textgen_env.agents.policy import ActorConfig, ActorCritic, PolicyConfig
 from textgen_env.agents.reinforce import Reinforce, ReinforceConfig, ReinforceSettings
@@ -18,13 +30,6 @@ from textgen_env.lm.language_model import LanguageModel
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]
 BASELINES = ["leave_one_out", "mean", "greedy", "learned", "none"]
-TWO_TOKENS: dict[str, Any] = {
-    "num_envs": 2,
-    "prompts": ["d e"],
-    "scorer": score,
-    "max_new_tokens": 2,
-    "forbidden_tokens": LEFT_OUT,
-}
 
 
 def make(venv: gym.vector.VectorEnv, source: Path, *, seed: int = 1, total_updates: int = 100, **settings: Any):
@@ -59,17 +64,6 @@ def test_the_expected_gradient_is_that_of_the_objective(baseline: str, make_venv
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
-def objective(trainer: Reinforce, source: Path) -> torch.Tensor:
-    """Σ_y π(y)·(score(y) − β·log(π(y)/π_ref(y))) over all responses, with gradient."""
-    reference, model = LanguageModel(source).model, trainer.policy.actor
-    total = torch.zeros(())
-    for response in RESPONSES:
-        log_prob, ref = masked_log_probs(model, response), masked_log_probs(reference, response).detach()
-        paid = score([trainer.policy.language_model.decode(response)])[0]
-        total = total + log_prob.exp() * (paid - trainer.kl.value * (log_prob - ref))
-    return total
-
-
 def test_true_values_lower_the_variance_of_the_gradient(make_venv: MakeVenv, word_model: Path):
     """Σ_y π(y)·‖g(y)‖² − ‖∇J‖², over all responses: with V as it is, and with a wrong one, beside no baseline."""
     venv, none = make_venv(**TWO_TOKENS), make(make_venv(**TWO_TOKENS), word_model, baseline="none", group_size=1)
@@ -91,28 +85,6 @@ def second_moment(trainer: Reinforce) -> float:
         loss, _ = trainer.loss(trainer.advantages(rollout), torch.arange(1))
         total += weight * sum(float(g.square().sum()) for g in torch.autograd.grad(loss, params))
     return total
-
-
-def true_values(trainer: Reinforce) -> list[float]:
-    """V of the three states (nothing written, "a", "b") where the policy is the reference: the scores, weighted."""
-    values, model = [], trainer.policy.language_model
-    for prefix in ([], [A], [B]):
-        below = [r for r in RESPONSES if r[: len(prefix)] == prefix]
-        with torch.no_grad():
-            weights = torch.stack([masked_log_probs(model.model, r) for r in below]).softmax(0)
-        values.append(float(weights @ torch.tensor(score([model.decode(r) for r in below]))))
-    return values
-
-
-@torch.no_grad()
-def write_values(trainer: Reinforce, values: list[float]) -> None:
-    """Let the value head say exactly this of the three states: its last layer solves three equations."""
-    model, head = trainer.policy.language_model.model, trainer.policy.value_head
-    hidden = [model.model(torch.tensor([[*PROMPT, *prefix]])).last_hidden_state[0, -1] for prefix in ([], [A], [B])]
-    features = head.hidden(torch.nn.functional.layer_norm(torch.stack(hidden), hidden[0].shape)).relu()
-    head.out.bias.zero_()
-    head.out.weight.copy_((torch.linalg.pinv(features) @ torch.tensor(values)).unsqueeze(0))
-    torch.testing.assert_close(head(torch.stack(hidden)), torch.tensor(values), atol=1e-4, rtol=1e-4)
 
 
 def test_the_learned_baseline_by_hand(make_venv: MakeVenv, word_model: Path):
