@@ -1,7 +1,8 @@
 """What trainers with a critic share: how values become advantages and targets, and a critic that learns first.
 
 What lives here: `CriticConfig` and `CriticTrainer`, of which an algorithm fills in `advantages` (from `estimate`) and
-`loss`. What does not: the value head (``policy.py``), the estimators (``advantages.py``), the losses (``losses.py``), the loop (``on_policy.py``).
+`loss`. What does not: the value head (``policy.py``), the estimators (``advantages.py``), the losses (``losses.py``),
+the loop (``on_policy.py``).
 
 References:
     Yuan et al., "What's behind PPO's collapse in long-CoT? Value optimization holds the secret" (2025): VC-PPO, values
