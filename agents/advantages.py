@@ -16,21 +16,22 @@ def gae(
     values: Tensor,
     response_mask: Tensor,
     gamma: float = 1.0,
-    lam: float = 0.95,
+    lam: float | Tensor = 0.95,
     bootstrap_value: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) along the response tokens.
 
     δ_t = r_t + γ·V(s_{t+1}) − V(s_t),   A_t = δ_t + γλ·A_{t+1},   R_t = A_t + V(s_t)
 
-    where t+1 is the *next response token*: text between two of them that the agent did not write is skipped.
+    where t+1 is the *next response token*: text between two of them that the agent did not write is skipped. With λ = 1
+    the policy gradient that they make is unbiased whatever V is; below it is as right as V.
 
     Args:
         rewards: (B, T), the reward of the token in that column.
         values: (B, T), V of the state in which that token was chosen.
         response_mask: (B, T), 1 at response tokens.
         gamma: discount γ per response token.
-        lam: λ; 0 gives one-step advantages, 1 gives Monte-Carlo returns minus the value.
+        lam: λ, or (B,) one per row; 0 gives one-step advantages, 1 gives Monte-Carlo returns minus the value.
         bootstrap_value: (B,), V of the state after the last token: the value for cut trajectories, 0 for ended ones.
             None stands for 0 everywhere.
 
@@ -52,6 +53,34 @@ def gae(
         columns.append(next_advantage)
     advantages = torch.where(mask, torch.stack(columns[::-1], dim=1), 0.0)
     return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+def decoupled_gae(
+    rewards: Tensor,
+    values: Tensor,
+    response_mask: Tensor,
+    gamma: float,
+    lam: float | Tensor,
+    value_lam: float | Tensor,
+    bootstrap_value: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`gae` with one λ for the policy's advantages and another for the critic's targets (Yuan et al. 2025, VC-PPO).
+
+    Returns:
+        A_t of ``lam`` and R_t of ``value_lam``, both (B, T).
+    """
+    advantages, returns = gae(rewards, values, response_mask, gamma, lam, bootstrap_value)
+    if value_lam is not lam:
+        _, returns = gae(rewards, values, response_mask, gamma, value_lam, bootstrap_value)
+    return advantages, returns
+
+
+def length_adaptive_lam(response_mask: Tensor, alpha: float) -> Tensor:
+    """λ = 1 − 1/(α·l) of a response of l tokens, (B,), so that Σ_t λ^t ≈ α·l (Yue et al. 2025, VAPO, eq. 8).
+
+    Where α·l is below 1 it is 0. VAPO's α of 0.05 is for thousands of tokens.
+    """
+    return (1 - 1 / (alpha * response_mask.sum(dim=1).clamp(min=1))).clamp(min=0.0)
 
 
 def self_critical(scores: Tensor, greedy_scores: Tensor, response_mask: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ scorer, as for every trainer.
 References:
     Rafailov et al., "Direct preference optimization: your language model is secretly a reward model" (2023): DPO.
     Azar et al., "A general theoretical paradigm to understand learning from human preferences" (2023): IPO.
+    Ethayarajh et al., "KTO: model alignment as prospect theoretic optimization" (2024).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from textgen_env.lm.token_batch import TokenBatch
 from textgen_env.notices import warn_user
 
 from .policy import ActorConfig, ActorCritic, Reference
-from .preference_losses import ipo_loss, preference_accuracy, preference_loss
+from .preference_losses import ipo_loss, kto_loss, preference_accuracy, preference_loss
 from .preferences.pairs import Pair
 from .preferences.source import PairConfig, gather
 from .training.command_line import run as run_program
@@ -45,8 +46,9 @@ class DPOConfig(OptimConfig):
 
     beta: float = 0.1
     """β: how strongly the policy is held to the reference."""
-    loss: Literal["dpo", "ipo"] = "dpo"
-    """Logistic (DPO), or squared distance from 1/(2β) (IPO), which does not run away where labels never disagree."""
+    loss: Literal["dpo", "ipo", "kto"] = "dpo"
+    """Logistic (DPO), squared distance from 1/(2β) (IPO), which does not run away where labels never disagree, or each
+    response by itself, as good or bad beside how far the policy has moved (KTO; two forward passes more)."""
     lr: float = 4e-4
     """Peak learning rate. 4e-4 suits a model of a few million weights and LoRA; for all weights of one of 100 million
     begin between 1e-6 and 1e-5."""
@@ -55,7 +57,9 @@ class DPOConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, {"beta": POSITIVE, "loss": choice("dpo", "ipo")})
+        check(self, {"beta": POSITIVE, "loss": choice("dpo", "ipo", "kto")})
+        if self.loss == "kto" and self.minibatch_size < 2:
+            raise ValueError('minibatch_size=1 must be at least 2 with loss="kto": z needs responses to other prompts')
 
 
 @dataclass
@@ -93,6 +97,8 @@ class PairBatch:
     prompts: list[str]
     texts: list[str]  # the preferred ones
     scores: Tensor  # (B,) implicit reward margins β·Δ, as the update finds them
+    mismatched: TokenBatch | None = None  # (2B, T) each: the responses behind the prompts of the next pair; for KTO
+    reference_point: Tensor | None = None  # z of KTO, once it is known
 
 
 class DPO(SupervisedTrainer):
@@ -139,16 +145,23 @@ class DPO(SupervisedTrainer):
         tokens = TokenBatch.from_tokens(prompts, responses, self.policy.language_model.pad_token_id).to(device)
         targets = torch.tensor([e.target for e in examples], device=device)
         told = [e.prompt for e in examples], [e.texts[0] for e in examples]
-        return PairBatch(tokens, targets, [e.number for e in examples], *told, torch.zeros_like(targets))
+        batch = PairBatch(tokens, targets, [e.number for e in examples], *told, torch.zeros_like(targets))
+        if self.config.loss == "kto" and len(examples) > 1:
+            pad, others = self.policy.language_model.pad_token_id, prompts[2:] + prompts[:2]
+            batch.mismatched = TokenBatch.from_tokens(others, responses, pad).to(device)
+        return batch
 
     def loss(self, batch: PairBatch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """DPO's or IPO's, of some pairs; and their implicit rewards β·log π/π_ref."""
+        """DPO's, IPO's or KTO's, of some pairs; and their implicit rewards β·log π/π_ref."""
         tokens = batch.tokens.rows(torch.stack([2 * rows, 2 * rows + 1], dim=1).flatten())
         log_probs = self.policy(tokens).log_probs.sum(dim=1).view(-1, 2)
         log_ratios = log_probs - self._reference(tokens, [batch.numbers[row] for row in rows.tolist()])  # (b, 2)
         difference, targets, beta = log_ratios[:, 0] - log_ratios[:, 1], batch.targets[rows], self.config.beta
         if self.config.loss == "ipo":
             loss = ipo_loss(difference, beta, targets)
+        elif self.config.loss == "kto":
+            desirable = torch.stack([targets, 1 - targets], dim=1)
+            loss = kto_loss(log_ratios, self._reference_point(batch), beta, desirable)
         else:
             loss = preference_loss(beta * difference, targets)
         batch.scores[rows] = beta * difference.detach()
@@ -161,6 +174,18 @@ class DPO(SupervisedTrainer):
         if self._ref_log_probs[numbers].isnan().any():
             self._ref_log_probs[numbers] = self.reference(tokens).sum(dim=1).view(-1, 2).cpu()
         return self._ref_log_probs[numbers].to(self.policy.device)
+
+    @torch.no_grad()
+    def _reference_point(self, batch: PairBatch) -> Tensor:
+        """z = max(0, E[log π/π_ref]) of a minibatch's responses behind other pairs' prompts; 0 where there are none."""
+        if batch.reference_point is None:
+            batch.reference_point = torch.zeros((), device=self.policy.device)
+            if (tokens := batch.mismatched) is not None:
+                rows = torch.arange(len(tokens.input_ids), device=self.policy.device)
+                parts = rows.split(2 * self.config.micro_batch_size)
+                found = [(self.policy(t).log_probs - self.reference(t)).sum(dim=1) for t in map(tokens.rows, parts)]
+                batch.reference_point = torch.cat(found).mean().clamp(min=0)
+        return batch.reference_point
 
     def held_out(self) -> dict[str, float]:
         """``loss``, ``accuracy`` and rewards of the held-out pairs; nothing if there are none."""

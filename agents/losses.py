@@ -45,6 +45,10 @@ def clipped_surrogate(
         clip_high: the upper ε, if it is another (DAPO; Yu et al. 2025, eq. 10).
         of_responses: ρ is (π(y)/π_old(y))^(1/|y|) of the whole response (GSPO; Zheng et al. 2025, eq. 7).
         mean: over tokens by default; `response_mean` and `constant_mean` are others.
+
+    At ρ = 1 the gradient of the *sum* over tokens, as a mean over responses, is in expectation −∇J for advantages of
+    λ = 1. A mean over the tokens of a minibatch is a ratio of sums: biased towards short responses, by 1/B to first
+    order in B responses; a mean over each response's own tokens stays so however large B is.
     """
     ratio = log_ratio(log_prob, old_log_prob, response_mask, of_responses=of_responses).exp()
     clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
@@ -68,18 +72,24 @@ def reinforce_loss(log_prob: Tensor, advantage: Tensor, response_mask: Tensor) -
 
 
 def clipped_value_loss(
-    value: Tensor, old_value: Tensor, returns: Tensor, clip: float | None, response_mask: Tensor
+    value: Tensor,
+    old_value: Tensor,
+    returns: Tensor,
+    clip: float | None,
+    response_mask: Tensor,
+    *,
+    mean: Mean = masked_mean,
 ) -> Tensor:
     """½·E[max((V − R)², (V_clip − R)²)], V_clip = V_old + clip(V − V_old, −ε, ε) (Schulman's baselines; Ziegler 2019).
 
-    ``clip`` is ε in units of reward; None switches clipping off: ½·E[(V − R)²].
+    ``clip`` is ε in units of reward; None switches clipping off: ½·E[(V − R)²]. ``mean`` is over tokens by default.
     """
     value, old_value, returns = (torch.where(response_mask.bool(), x, 0.0) for x in (value, old_value, returns))
     error = (value - returns).square()
     if clip is not None:
         clipped = old_value + (value - old_value).clamp(-clip, clip)
         error = torch.maximum(error, (clipped - returns).square())
-    return 0.5 * masked_mean(error, response_mask)
+    return 0.5 * mean(error, response_mask)
 
 
 def entropy_loss(entropy: Tensor, response_mask: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -50,12 +50,13 @@ class ActorConfig:
 class PolicyConfig(ActorConfig):
     """Which weights the agent has and which of them learn."""
 
-    critic: Literal["shared", "separate"] = "shared"
-    """Value head on the actor's last hidden state, or on a second model of its own."""
+    critic: Literal["shared", "detached", "separate"] = "shared"
+    """Value head on the actor's last hidden state; on the same without a gradient into it, so that learning values does
+    not move the policy; or on a second model of its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, {"critic": choice("shared", "separate")})
+        check(self, {"critic": choice("shared", "detached", "separate")})
 
 
 class TokenEvaluation(NamedTuple):
@@ -78,10 +79,12 @@ class ValueHead(nn.Module):
     Args:
         hidden_size: d.
         generator: source of the first layer's weights, U(−1/√d, 1/√d).
+        detached: no gradient goes into the states.
     """
 
-    def __init__(self, hidden_size: int, generator: torch.Generator) -> None:
+    def __init__(self, hidden_size: int, generator: torch.Generator, *, detached: bool = False) -> None:
         super().__init__()
+        self.detached = detached
         # skip_init, since nn.Linear would draw from the global generator
         self.hidden = nn.utils.skip_init(nn.Linear, hidden_size, 2 * hidden_size)
         self.out = nn.utils.skip_init(nn.Linear, 2 * hidden_size, 1)
@@ -91,7 +94,7 @@ class ValueHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """(N, d) states of any floating type → (N,) values."""
-        states = states.to(self.out.weight.dtype)
+        states = (states.detach() if self.detached else states).to(self.out.weight.dtype)
         return self.out(self.hidden(nn.functional.layer_norm(states, states.shape[-1:])).relu()).squeeze(-1)
 
     @torch.no_grad()
@@ -139,8 +142,8 @@ class ActorCritic(nn.Module):
         self.value_head: ValueHead | None = None
         if kind is not None:
             hidden_size = unwrap(model).config.get_text_config().hidden_size
-            head = ValueHead(hidden_size, generator or torch.Generator().manual_seed(0))
-            self.value_head = head.to(self.device)
+            generator = generator or torch.Generator().manual_seed(0)
+            self.value_head = ValueHead(hidden_size, generator, detached=kind == "detached").to(self.device)
         self.eval()
 
     @property
@@ -214,6 +217,18 @@ class ActorCritic(nn.Module):
             return frozen_reference(copy.deepcopy(self.actor), vocab_size)
         adapted: Any = self.actor
         return Reference(adapted, vocab_size, adapted.disable_adapter)
+
+    @contextmanager
+    def actor_frozen(self) -> Iterator[None]:
+        """While this lasts, only the critic learns: the value head, and the backbone of a separate critic."""
+        learning = [parameter for parameter in self.actor.parameters() if parameter.requires_grad]
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
 
     def parameter_groups(self, lr: float, value_lr: float = 0.0) -> list[dict[str, Any]]:
         """What learns: the actor (and a separate critic) at ``lr``, the value head, if any, at ``value_lr``."""

@@ -1,8 +1,8 @@
-"""Token-level PPO on a language model: advantages and loss, their settings, and the door of the command line.
+"""Token-level PPO on a language model: its loss, its settings, and the door of the command line.
 
-What lives here: what makes PPO of an on-policy trainer (``python -m textgen_env.agents.ppo``). What does not: the loop
-(``training/on_policy.py``), sampling (``rollout.py``), estimators (``advantages.py``), the loss terms (``losses.py``),
-the weights (``policy.py``), files, tables and plots (``training/run.py``).
+What lives here: what makes PPO of a trainer with a critic (``python -m textgen_env.agents.ppo``). What does not: values
+and λ (``training/critic.py``), the loop (``training/on_policy.py``), sampling (``rollout.py``), estimators
+(``advantages.py``), the loss terms (``losses.py``), the weights (``policy.py``), files and plots (``training/run.py``).
 
 References:
     Schulman et al., "Proximal policy optimization algorithms" (2017).
@@ -20,31 +20,30 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from textgen_env.kl import k1
 from textgen_env.lm.token_batch import TokenBatch
 
 from . import losses
-from .advantages import gae, masked_whiten
+from .advantages import masked_whiten
 from .policy import ActorCritic, PolicyConfig, Reference
 from .rollout import Rollout
-from .rollout_metrics import mean_return
 from .training.command_line import read_lines
 from .training.command_line import run as run_program
+from .training.critic import CriticConfig, CriticTrainer
 from .training.extra import OmitArgPrefixes
 from .training.finite import NonFiniteError
 from .training.former_names import accept_former_names
-from .training.on_policy import Batch, OnPolicyConfig, OnPolicyTrainer
+from .training.on_policy import Batch
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
-from .training.setting_checks import COUNT, FLAG, NOT_NEGATIVE, POSITIVE, SHARE, TEXT, check, choice, optional
+from .training.setting_checks import COUNT, FLAG, NOT_NEGATIVE, POSITIVE, TEXT, check, choice, optional
 
 __all__ = ["PPO", "NonFiniteError", "PPOConfig", "PPOSettings", "main", "make_run"]
 
 
 @accept_former_names
 @dataclass
-class PPOConfig(OnPolicyConfig):
-    """Settings of the algorithm, beside those of every on-policy one; docs/ppo.md says what each does.
+class PPOConfig(CriticConfig):
+    """Settings of the algorithm, beside those of every one with a critic; docs/ppo.md says what each does.
 
     Raises:
         TypeError, ValueError: a setting of the wrong type or out of range, with its name and what would be right.
@@ -52,12 +51,6 @@ class PPOConfig(OnPolicyConfig):
 
     epochs: int = 2
     """Passes over the trajectories of an update."""
-    value_lr: float = 1e-3
-    """Peak learning rate of the value head."""
-    gamma: float = 1.0
-    """Discount per token."""
-    lam: float = 0.95
-    """λ of generalised advantage estimation."""
     clip: float = 0.2
     """ε of the clipped surrogate."""
     value_clip: float | None = 0.2
@@ -82,10 +75,9 @@ class PPOConfig(OnPolicyConfig):
 
 RULES = {
     "epochs": COUNT,
-    **dict.fromkeys(("value_lr", "value_coef", "ptx_coef"), NOT_NEGATIVE),
+    **dict.fromkeys(("value_coef", "ptx_coef"), NOT_NEGATIVE),
     "clip": POSITIVE,
     **dict.fromkeys(("value_clip", "target_kl"), optional(POSITIVE)),
-    **dict.fromkeys(("gamma", "lam"), SHARE),
     "entropy_coef": NOT_NEGATIVE,  # a bonus; a sign lost on the way would train towards one and the same text
     "whiten": FLAG,
     "kl_in": choice("reward", "loss"),
@@ -109,7 +101,7 @@ class PPOSettings(RunSettings):
         self.ppo.check_slots(self.num_envs)
 
 
-class PPO(OnPolicyTrainer):
+class PPO(CriticTrainer):
     """Proximal policy optimisation of a language model in a token environment.
 
     Args:
@@ -137,8 +129,6 @@ class PPO(OnPolicyTrainer):
     ) -> None:
         config = config or PPOConfig()
         super().__init__(venv, policy, config, reference=reference, seed=seed, total_updates=total_updates)
-        if policy.value_head is None:
-            raise ValueError("policy has no critic, and PPO learns values; make it with a PolicyConfig")
         self.epochs = config.epochs
         self.ptx_tokens = [policy.language_model.encode(text, whole=True) for text in ptx_texts]
         if config.ptx_coef and not self.ptx_tokens:
@@ -147,31 +137,11 @@ class PPO(OnPolicyTrainer):
     @torch.no_grad()
     def advantages(self, rollout: Rollout) -> Batch:
         """Score a rollout: old log-probs and values, the KL to the reference, rewards with it, advantages, returns."""
-        cfg, mask, head = self.config, rollout.response_mask, self.policy.value_head
-        assert head is not None
-        head.start_at(mean_return(rollout, cfg.gamma))
-        micro_batches, old_log_probs, values, ref, entropy = self.score(rollout)
-        assert values is not None
-        rewards = rollout.rewards
-        if ref is not None and cfg.kl_in == "reward":
-            rewards = rewards - self.kl.value * k1(old_log_probs, ref)
-        advantages, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam, self._bootstrap(rollout))
-        batch = Batch(rollout, micro_batches, old_log_probs, values, ref, rewards, advantages, returns)
+        batch, entropy = self.estimate(rollout, kl_in_reward=self.config.kl_in == "reward")
         batch.metrics = self.describe(batch, entropy)
-        if cfg.whiten:
-            batch.advantages = masked_whiten(advantages, mask)
+        if self.config.whiten:
+            batch.advantages = masked_whiten(batch.advantages, rollout.response_mask)
         return batch
-
-    def _bootstrap(self, rollout: Rollout) -> Tensor:
-        """(B,) V of the last state where a trajectory was cut without its score, 0 elsewhere.
-
-        An end has no future, and a score that was paid is of the whole response: V on top would count it twice.
-        """
-        values = torch.zeros(len(rollout.texts), device=rollout.input_ids.device)
-        for rows in rollout.bootstrapped.nonzero().flatten().split(self.config.micro_batch_size):
-            if len(rows):
-                values[rows] = self.policy.final_values(*rollout.rows(rows)[:2])
-        return values
 
     def loss(self, batch: Batch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L = L_clip + c_v·L_value − c_H·H (+ β·KL): the mean over the response tokens of some trajectories.
@@ -212,7 +182,7 @@ class PPO(OnPolicyTrainer):
 
     def _gradient(self, batch: Batch, minibatch: Sequence[Tensor]) -> dict[str, float]:
         stats = super()._gradient(batch, minibatch)
-        if self.config.ptx_coef:
+        if self.config.ptx_coef and self.policy_learns:
             loss = self._ptx_loss()
             (self.config.ptx_coef * loss).backward()
             self.optimizer.accumulate()

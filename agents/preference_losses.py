@@ -37,6 +37,22 @@ def ipo_loss(difference: Tensor, beta: float, target: Tensor) -> Tensor:
     return (difference - (2 * target - 1) / (2 * beta)).square().mean()
 
 
+def kto_loss(log_ratio: Tensor, reference_point: Tensor, beta: float, desirable: Tensor) -> Tensor:
+    """E[1 − σ(±β·(r − z))] of (n,) responses (KTO; Ethayarajh et al. 2024, eq. 7 and 8, with λ_D = λ_U = 1).
+
+    The sign is + where a response is desirable, − where it is not: what is gained or lost beside z, how far the policy
+    has moved on average, counts less and less.
+
+    Args:
+        log_ratio: r = log π/π_ref of whole responses, with gradient.
+        reference_point: z ≥ 0, a constant: KL(π‖π_ref), estimated on responses to other prompts.
+        beta: β.
+        desirable: 1 where the response is, 0 where it is not, ½ where nobody can say: that has no gradient.
+    """
+    gain = torch.sigmoid(beta * (log_ratio - reference_point.detach()))
+    return 1 - (desirable * gain + (1 - desirable) * (1 - gain)).mean()
+
+
 def preference_accuracy(margin: Tensor, target: Tensor) -> Tensor:
     """Share of (B,) pairs whose preferred response has the larger reward; a tie, or a margin of 0, counts ½."""
     return torch.where(target == 0.5, 0.5, (margin.sign() + 1) / 2).mean().detach()

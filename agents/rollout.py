@@ -23,9 +23,10 @@ from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.sampling import PLAIN, SamplingParams, sample, takes_sampling, warp_logits
 from textgen_env.lm.token_batch import TokenBatch
 from textgen_env.vector_env import NOOP
-from textgen_env.wrappers.attributes import env_attribute, may_mask
+from textgen_env.wrappers.attributes import env_attribute
 
 from .action_masks import ActionMasks, MaskTable
+from .lagging_mask import LaggingMask, StepMasks
 
 
 @dataclass
@@ -111,7 +112,9 @@ def collect(
     sampling: SamplingParams = PLAIN,
     greedy: bool = False,
     prompts: Sequence[str | Mapping[str, Any] | int] | None = None,
+    responses: Sequence[str | Sequence[int] | None] | None = None,
     with_states: bool = False,
+    lagging_mask: LaggingMask | None = None,
 ) -> Rollout:
     """Play exactly ``episodes`` whole trajectories: a slot that has ended takes the next one, while there are any.
 
@@ -128,7 +131,10 @@ def collect(
         sampling: how the next token is drawn; the environment's action masks apply as well.
         greedy: take the likeliest token instead.
         prompts: B prompts to play (anything ``reset(options={"prompt": …})`` takes); None lets the environment draw.
+        responses: what each of the ``prompts``' responses begins with, as text or token ids; None: with nothing. It is
+            part of the response, without a reward, sampled log-prob, state or mask.
         with_states: also keep the hidden states, (N, d).
+        lagging_mask: narrows what the environment allows further; costs a second decoding pass per step.
 
     Returns:
         The trajectories in the order in which they were started.
@@ -137,16 +143,16 @@ def collect(
         ValueError: fewer episodes than slots; the environment resets by itself, or does not speak of tokens.
         RuntimeError: more episodes failed than were to be played.
     """
-    _check(venv, language_model, episodes, prompts)
-    cache = language_model.prefix_cache(venv.num_envs)
-    slots, recorder = _Slots(venv, episodes, prompts), _Recorder(venv, episodes, language_model.vocab_size)
+    _check(venv, language_model, episodes, prompts, responses)
+    cache, masks = language_model.prefix_cache(venv.num_envs), StepMasks(venv, lagging_mask)
+    slots, recorder = _Slots(venv, episodes, prompts, responses), _Recorder(venv, episodes, language_model.vocab_size)
     draw = _greedy if greedy else partial(sample, generator=generator)
     with env_attribute(venv, "kl_delegated")():
         observation = slots.reset()
         while (active := slots.active).size:
-            allowed = _action_masks(venv, active)
             lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)[active]
             ids = observation["input_ids"][active, : lengths.max()]
+            allowed = masks(ids, lengths, active)
             logits, states = cache.next_logits_and_hidden(ids, lengths, rows=active)
             mask = None if allowed is None else torch.from_numpy(allowed)
             tokens, log_probs = draw(warp_logits(logits, sampling, mask=mask))
@@ -167,8 +173,14 @@ def collect(
 class _Slots:
     """Which episode each slot plays, and which slots are to begin another."""
 
-    def __init__(self, venv: gym.vector.VectorEnv, episodes: int, prompts: Sequence[Any] | None) -> None:
-        self.venv, self.episodes, self.prompts = venv, episodes, prompts
+    def __init__(
+        self,
+        venv: gym.vector.VectorEnv,
+        episodes: int,
+        prompts: Sequence[Any] | None,
+        responses: Sequence[Any] | None,
+    ) -> None:
+        self.venv, self.episodes, self.prompts, self.responses = venv, episodes, prompts, responses
         self.episode = np.arange(venv.num_envs)  # ≥ episodes: none any more
         self._started = venv.num_envs
         self._begin = np.ones(venv.num_envs, dtype=bool)
@@ -183,12 +195,19 @@ class _Slots:
         """Begin what is to begin; the observation."""
         options: dict[str, Any] = {"reset_mask": self._begin}
         if self.prompts is not None:
-            options["prompt"] = [self.prompts[e] if e < self.episodes else None for e in self.episode.tolist()]
+            options["prompt"] = self._of_slots(self.prompts)
+            if self.responses is not None:
+                options["response"] = self._of_slots(self.responses)
         elif self._again:
             options["prompt"] = [self._again.get(slot) for slot in range(self.venv.num_envs)]
         self._again = {}
         observation: dict[str, NDArray[Any]] = self.venv.reset(options=options)[0]
         return observation
+
+    def _of_slots(self, entries: Sequence[Any]) -> list[Any]:
+        """What belongs to the episode of each slot; None where it rests, or goes on."""
+        begin = zip(self.episode.tolist(), self._begin.tolist(), strict=True)
+        return [entries[episode] if begins and episode < self.episodes else None for episode, begins in begin]
 
     def end(self, ended: NDArray[np.int64], failed: Sequence[int]) -> bool:
         """Give slots their next episode, failed ones the same once more; whether there is anything to begin."""
@@ -299,7 +318,13 @@ def _told(info: Mapping[str, Any], name: str, slot: int) -> Any:
     return info[name][slot] if name in info and info[f"_{name}"][slot] else None
 
 
-def _check(venv: Any, language_model: LanguageModel, episodes: int, prompts: Sequence[Any] | None) -> None:
+def _check(
+    venv: Any,
+    language_model: LanguageModel,
+    episodes: int,
+    prompts: Sequence[Any] | None,
+    responses: Sequence[Any] | None,
+) -> None:
     if "input_ids" not in getattr(venv.single_observation_space, "spaces", ()):
         raise ValueError(f"venv={venv} observes {venv.single_observation_space}; a language model reads tokens")
     tokens = language_model.vocab_size
@@ -313,16 +338,11 @@ def _check(venv: Any, language_model: LanguageModel, episodes: int, prompts: Seq
         raise ValueError(f"venv has autoreset_mode={mode}; make it with autoreset_mode=AutoresetMode.DISABLED")
     if episodes < venv.num_envs:
         raise ValueError(f"episodes={episodes} must be at least the {venv.num_envs} slots of the environment")
-    if prompts is not None and len(prompts) != episodes:
-        raise ValueError(f"prompts has {len(prompts)} entries; it needs one for each of the {episodes} episodes")
-
-
-def _action_masks(venv: gym.vector.VectorEnv, active: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-    """(n_active, V) allowed tokens, or None where everything is."""
-    if not may_mask(venv):
-        return None
-    masks: NDArray[np.bool_] = env_attribute(venv, "action_masks")(active)
-    return None if masks.all() else masks
+    for name, given in {"prompts": prompts, "responses": responses}.items():
+        if given is not None and len(given) != episodes:
+            raise ValueError(f"{name} has {len(given)} entries; it needs one for each of the {episodes} episodes")
+    if responses is not None and prompts is None:
+        raise ValueError("responses needs prompts beside it")
 
 
 def _greedy(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from textgen_env.lm.log_probs import unpack
 from textgen_env.lm.sampling import SamplingParams
 
 from ..advantages import masked_mean
+from ..lagging_mask import LaggingMask
 from ..policy import ActorCritic, Reference, TokenEvaluation, reference_of
 from ..rollout import Rollout, collect
 from ..rollout_metrics import batch_metrics
@@ -51,6 +52,11 @@ class OnPolicyConfig(OptimConfig):
     """Sample among the k likeliest tokens; 0 for all. Scored log-probs are of the same distribution."""
     top_p: float = 1.0
     """Sample from the nucleus of this mass; 1 for all."""
+    mask_top_p: float = 1.0
+    """Allow only tokens in the nucleus, of this mass, of a copy of the policy that lags behind it (NLPO; 0.9 there); 1
+    switches it off."""
+    mask_every: int = 5
+    """Updates after which the copy catches up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +77,8 @@ ON_POLICY_RULES = {
     "kl_horizon": POSITIVE,
     "old_log_probs": choice("scored", "sampled"),
     "top_k": COUNT_OR_ZERO,
-    "top_p": MASS,
+    **dict.fromkeys(("top_p", "mask_top_p"), MASS),
+    "mask_every": COUNT,
 }
 
 
@@ -123,6 +130,8 @@ class OnPolicyTrainer(GradientTrainer):
 
     epochs = 1
     """Passes over a batch."""
+    policy_learns = True
+    """Whether the next update moves the policy; an adaptive β waits until it does."""
 
     def __init__(
         self,
@@ -143,6 +152,9 @@ class OnPolicyTrainer(GradientTrainer):
         if config.adaptive_kl_target is not None:
             self.kl = AdaptiveKLCoefficient(config.kl_coef, config.adaptive_kl_target, config.kl_horizon)
         self.reference = (reference or reference_of(venv, policy)) if config.kl_coef > 0 else None
+        self.lagging_mask: LaggingMask | None = None
+        if config.mask_top_p < 1:
+            self.lagging_mask = LaggingMask(policy.language_model, self.env.temperature, config.mask_top_p)
 
     @property
     def kl_coef(self) -> float:  # type: ignore[override]
@@ -189,6 +201,7 @@ class OnPolicyTrainer(GradientTrainer):
             greedy=greedy,
             prompts=prompts,
             with_states=self.config.old_log_probs == "sampled" and head,
+            lagging_mask=self.lagging_mask,
         )
         self._check("reward", rollout.rewards)
         return rollout.to(self.policy.device)
@@ -238,7 +251,7 @@ class OnPolicyTrainer(GradientTrainer):
     def update(self, batch: Batch) -> dict[str, float]:
         """Epochs of minibatches over one batch; returns the mean of each metric over the minibatches."""
         self.policy.eval()
-        cfg, factor, stopped = self.config, self.lr_factor, False
+        cfg, factor, learned, stopped = self.config, self.lr_factor, self.policy_learns, False
         log: dict[str, list[float]] = defaultdict(list)
         size = cfg.minibatch_size // cfg.micro_batch_size  # micro-batches per step
         for minibatch in minibatches(batch.micro_batches, size, self.epochs, self.shuffler):
@@ -250,7 +263,9 @@ class OnPolicyTrainer(GradientTrainer):
                 break
             log["grad_norm"].append(self._step(factor))
         self.updates += 1
-        if self.reference is not None:
+        if self.lagging_mask is not None and self.updates % cfg.mask_every == 0:
+            self.lagging_mask.catch_up()
+        if self.reference is not None and learned:
             self.kl.update(batch.metrics["kl_per_response"], len(batch.rollout.texts))
         metrics = {name: sum(values) / len(values) for name, values in log.items()}
         if "ratio_error" in log:
@@ -294,7 +309,8 @@ class OnPolicyTrainer(GradientTrainer):
     def state_dict(self) -> dict[str, Any]:
         """See `GradientTrainer.state_dict`."""
         generators = {"sampler": self.sampler.get_state(), "shuffler": self.shuffler.get_state()}
-        return {**super().state_dict(), **generators, "kl": self.kl.state_dict(), "env": self.env.state_dict()}
+        state = {**super().state_dict(), **generators, "kl": self.kl.state_dict(), "env": self.env.state_dict()}
+        return state if self.lagging_mask is None else {**state, "lagging_mask": self.lagging_mask.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `GradientTrainer.load_state_dict`."""
@@ -303,3 +319,5 @@ class OnPolicyTrainer(GradientTrainer):
         self.sampler.set_state(state["sampler"])
         self.shuffler.set_state(state["shuffler"])
         self.env.load_state_dict(state["env"])
+        if self.lagging_mask is not None:
+            self.lagging_mask.load_state_dict(state["lagging_mask"])

@@ -1,4 +1,4 @@
-"""DPO and IPO against the formula written out on transformers' own logits, their limits, and where they begin."""
+"""DPO, IPO and KTO against the formula written out on transformers' own logits, their limits, and where they begin."""
 
 from __future__ import annotations
 
@@ -90,6 +90,68 @@ def test_loss_and_gradient_are_those_of_the_formula(word_model: Path, kind: str,
         torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-3)
 
 
+def library_kto(trainer: DPO, beta: float) -> tuple[torch.Tensor, float]:
+    """TRL's formula, text by text: 1 − σ(β(r − z)) of a chosen response, 1 − σ(β(z − r)) of a rejected one.
+
+    z is the mean of log π/π_ref of all responses, each behind the prompt of the next pair, and at least 0.
+    """
+
+    def log_ratio(prompt: list[int], response: list[int]) -> torch.Tensor:
+        ours = library_log_prob(trainer.policy.actor, prompt, response)
+        return ours - library_log_prob(trainer.reference.model, prompt, response).detach()
+
+    pairs = trainer.examples
+    moved_by = [
+        log_ratio(pairs[(i + 1) % len(pairs)].prompt_ids, response).item()
+        for i, pair in enumerate(pairs)
+        for response in pair.response_ids
+    ]
+    z, losses = max(0.0, sum(moved_by) / len(moved_by)), []
+    for pair in pairs:
+        for response, good in zip(pair.response_ids, (pair.target, 1 - pair.target), strict=True):
+            r = log_ratio(pair.prompt_ids, response)
+            losses.append(good * (1 - (beta * (r - z)).sigmoid()) + (1 - good) * (1 - (beta * (z - r)).sigmoid()))
+    return torch.stack(losses).mean(), z
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_kto_is_the_formula_whether_z_is_clamped_or_not(word_model: Path, beta: float, swapped: bool):
+    """A policy that finds these responses less likely than the reference does, whose z is 0; then the two swapped."""
+    trainer = moved(make(word_model, loss="kto", beta=beta))
+    if swapped:
+        both = trainer.policy.actor, trainer.reference.model
+        weights = [{name: value.clone() for name, value in model.state_dict().items()} for model in both]
+        for model, other in zip(both, reversed(weights), strict=True):
+            model.load_state_dict(other)
+    batch = trainer.batch(trainer.examples)
+    loss, _ = trainer.loss(batch, torch.arange(6))
+    theirs, z = library_kto(trainer, beta)
+    assert (z > 0.1) == swapped
+    assert batch.reference_point.item() == pytest.approx(z, abs=1e-4)
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    params = [p for p in trainer.policy.parameters() if p.requires_grad]
+    for ours, other in zip(*(torch.autograd.grad(x, params) for x in (loss, theirs)), strict=True):
+        torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-3)
+
+
+def test_z_of_kto_is_that_of_the_whole_minibatch(word_model: Path):
+    """The gradient is the same, however the minibatch is cut up; of a pair by itself z is 0."""
+    gradients = []
+    for micro_batch_size in (6, 2, 1):
+        trainer = moved(make(word_model, loss="kto", minibatch_size=6, micro_batch_size=micro_batch_size))
+        batch = trainer.batch(trainer.examples)
+        trainer._gradient(batch, torch.arange(6).split(micro_batch_size))
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.policy.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(gradients[2], gradients[0], atol=1e-6, rtol=1e-4)
+    alone = trainer.batch(trainer.examples[:1])
+    trainer.loss(alone, torch.arange(1))
+    assert alone.reference_point == 0
+    with pytest.raises(ValueError, match=r'minibatch_size=1 must be at least 2 with loss="kto"'):
+        DPOConfig(loss="kto", minibatch_size=1, micro_batch_size=1)
+
+
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
 def test_the_gradient_does_not_depend_on_micro_batches(word_model: Path, micro_batch_size: int):
     trainer = moved(make(word_model, minibatch_size=6, micro_batch_size=micro_batch_size))
@@ -160,10 +222,10 @@ def test_it_goes_on_as_if_never_stopped(word_model: Path):
     assert [m["loss"] for m in again] == [m["loss"] for m in history[3:]]
 
 
-@pytest.mark.parametrize("kind", ["dpo", "ipo"])
+@pytest.mark.parametrize("kind", ["dpo", "ipo", "kto"])
 def test_it_learns_what_it_is_told(word_model: Path, kind: str):
     """Preferences are followed; the two ties end nearer to even than any of them; IPO stops at its distance."""
-    beta = 0.1 if kind == "dpo" else 0.25
+    beta = 0.25 if kind == "ipo" else 0.1
     trainer = make(word_model, loss=kind, beta=beta, minibatch_size=6, micro_batch_size=6, lr_decay="constant")
     trainer.train(60)
     batch = trainer.batch(trainer.examples)

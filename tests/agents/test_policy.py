@@ -81,8 +81,8 @@ def test_training_mode_is_refused(word_model: Path):
         policy(TEXTS)
 
 
-def test_a_separate_critic_sends_no_gradient_into_the_actor(word_model: Path):
-    for critic, reaches in (("shared", True), ("separate", False)):
+def test_a_detached_or_separate_critic_sends_no_gradient_into_the_actor(word_model: Path):
+    for critic, reaches in (("shared", True), ("detached", False), ("separate", False)):
         policy = with_random_head(ActorCritic(LanguageModel(word_model), PolicyConfig(critic=critic)))
         policy(TEXTS).values.sum().backward()
         assert any(p.grad is not None and p.grad.any() for p in policy.actor.parameters()) is reaches

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from textgen_env.agents.preference_losses import ipo_loss, preference_accuracy, preference_loss
+from textgen_env.agents.preference_losses import ipo_loss, kto_loss, preference_accuracy, preference_loss
 
 
 def test_preference_loss_by_hand():
@@ -63,6 +63,22 @@ def test_ipo_loss_by_hand():
     """1/(2β) = 2: (3 − 2)² and, of a tie, (1 − 0)²."""
     loss = ipo_loss(torch.tensor([3.0, 1.0]), 0.25, torch.tensor([1.0, 0.5]))
     assert loss.item() == pytest.approx((1 + 1) / 2)
+
+
+def test_kto_loss_by_hand():
+    """β = ½, z = 1, σ(ln 3) = ¾: r = 1 + 2·ln 3 is worth ¾ if good, ¼ if bad; r = 1 is worth ½ either way."""
+    log_ratio = torch.tensor([1 + 2 * math.log(3), 1 + 2 * math.log(3), 1.0, 1.0], requires_grad=True)
+    loss = kto_loss(log_ratio, torch.tensor(1.0), 0.5, torch.tensor([1.0, 0.0, 1.0, 0.5]))
+    assert loss.item() == pytest.approx((0.25 + 0.75 + 0.5 + 0.5) / 4)
+    loss.backward()
+    # −β·σ(1 − σ)/4 if good, the opposite if bad, nothing where nobody can say
+    torch.testing.assert_close(log_ratio.grad, torch.tensor([-3 / 128, 3 / 128, -1 / 32, 0.0]))
+
+
+def test_no_gradient_goes_through_the_reference_point():
+    point = torch.tensor(0.5, requires_grad=True)
+    kto_loss(torch.tensor([1.0], requires_grad=True), point, 0.1, torch.ones(1)).backward()
+    assert point.grad is None
 
 
 def test_preference_accuracy_by_hand():

@@ -10,18 +10,31 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from two_tokens import EOS, LEFT_OUT, RESPONSES, A, B, groups, masked_log_probs, rollout_of, score
+from two_tokens import (
+    EOS,
+    LEFT_OUT,
+    TWO_TOKENS,
+    A,
+    B,
+    groups,
+    objective,
+    rollout_of,
+    score,
+    true_values,
+    write_values,
+)
 
-from textgen_env.agents.policy import ActorConfig, ActorCritic
+from textgen_env.agents.policy import ActorConfig, ActorCritic, PolicyConfig
 from textgen_env.agents.reinforce import Reinforce, ReinforceConfig, ReinforceSettings
 from textgen_env.lm.language_model import LanguageModel
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]
-BASELINES = ["leave_one_out", "mean", "greedy", "none"]
+BASELINES = ["leave_one_out", "mean", "greedy", "learned", "none"]
 
 
 def make(venv: gym.vector.VectorEnv, source: Path, *, seed: int = 1, total_updates: int = 100, **settings: Any):
-    policy = ActorCritic(LanguageModel(source), ActorConfig())
+    weights = PolicyConfig(critic="detached") if settings.get("baseline") == "learned" else ActorConfig()
+    policy = ActorCritic(LanguageModel(source), weights)
     defaults = {"episodes": 12, "minibatch_size": 12, "micro_batch_size": 4, "lr": 1e-2, "group_size": 2}
     config = ReinforceConfig(**{**defaults, **settings})
     return Reinforce(venv, policy, config, seed=seed, total_updates=total_updates)
@@ -29,28 +42,85 @@ def make(venv: gym.vector.VectorEnv, source: Path, *, seed: int = 1, total_updat
 
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_the_expected_gradient_is_that_of_the_objective(baseline: str, make_venv: MakeVenv, word_model: Path):
-    """E[∇loss] over all that can be drawn = −∇ Σ_y π(y)·(score(y) − β·log(π(y)/π_ref(y))), whatever the baseline."""
+    """E[∇loss] over all that can be drawn = −∇ Σ_y π(y)·(score(y) − β·log(π(y)/π_ref(y))), whatever the baseline.
+
+    A learned one may be as wrong as it likes.
+    """
     beta = 0.3
-    venv = make_venv(num_envs=2, prompts=["d e"], scorer=score, max_new_tokens=2, forbidden_tokens=LEFT_OUT)
     size = 2 if baseline == "leave_one_out" else 1
-    trainer = make(venv, word_model, baseline=baseline, group_size=size, kl_coef=beta)
+    trainer = make(make_venv(**TWO_TOKENS), word_model, baseline=baseline, group_size=size, kl_coef=beta)
     trainer.train(2)  # away from the reference, and the running mean from 0
-    params = [p for p in trainer.policy.parameters() if p.requires_grad]
+    if baseline == "learned":
+        torch.nn.init.normal_(trainer.policy.value_head.out.weight, generator=torch.Generator().manual_seed(0))
+    params = list(trainer.policy.actor.parameters())
     estimated = [torch.zeros_like(p) for p in params]
     for weight, rollout in groups(trainer.policy.language_model, size):
         loss, _ = trainer.loss(trainer.advantages(rollout), torch.arange(size))
         for total, gradient in zip(estimated, torch.autograd.grad(loss, params), strict=True):
             total += weight * gradient
-    reference, model = LanguageModel(word_model).model, trainer.policy.actor
-    objective = torch.zeros(())
-    for response in RESPONSES:
-        log_prob, ref = masked_log_probs(model, response), masked_log_probs(reference, response).detach()
-        paid = score([trainer.policy.language_model.decode(response)])[0]
-        objective = objective + log_prob.exp() * (paid - beta * (log_prob - ref))
-    exact = torch.autograd.grad(-objective, params)
+    exact = torch.autograd.grad(-objective(trainer, word_model), params)
     assert max(gradient.abs().max() for gradient in exact) > 1e-2
     for ours, theirs in zip(estimated, exact, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_true_values_lower_the_variance_of_the_gradient(make_venv: MakeVenv, word_model: Path):
+    """Σ_y π(y)·‖g(y)‖² − ‖∇J‖², over all responses: with V as it is, and with a wrong one, beside no baseline."""
+    venv, none = make_venv(**TWO_TOKENS), make(make_venv(**TWO_TOKENS), word_model, baseline="none", group_size=1)
+    learned = make(venv, word_model, baseline="learned", group_size=1)
+    exact = torch.autograd.grad(objective(none, word_model), list(none.policy.actor.parameters()))
+    start = sum(float(gradient.square().sum()) for gradient in exact)
+    variances = [second_moment(none) - start]
+    write_values(learned, true_values(learned))
+    variances.append(second_moment(learned) - start)
+    write_values(learned, [-5.0, 4.0, 9.0])
+    variances.append(second_moment(learned) - start)
+    assert 0 < variances[1] < 0.7 * variances[0] < variances[2]
+
+
+def second_moment(trainer: Reinforce) -> float:
+    """Σ_y π(y)·‖g(y)‖² of the actor's gradient."""
+    params, total = list(trainer.policy.actor.parameters()), 0.0
+    for weight, rollout in groups(trainer.policy.language_model, 1):
+        loss, _ = trainer.loss(trainer.advantages(rollout), torch.arange(1))
+        total += weight * sum(float(g.square().sum()) for g in torch.autograd.grad(loss, params))
+    return total
+
+
+def test_the_learned_baseline_by_hand(make_venv: MakeVenv, word_model: Path):
+    """V = (1, 2, 3) at (nothing, "a", "b"); scores .3 (EOS), 2.3 ("a a"), −.1 ("b"), without KL: A = G − V."""
+    trainer = make(make_venv(**TWO_TOKENS), word_model, baseline="learned", kl_coef=0.0)
+    write_values(trainer, [1.0, 2.0, 3.0])
+    batch = trainer.advantages(rollout_of([[EOS], [A, A], [B, EOS], [EOS]], trainer.policy.language_model))
+    expected = [[-0.7, 0.0], [1.3, 0.3], [-1.1, -3.1], [-0.7, 0.0]]
+    torch.testing.assert_close(batch.advantages[:, 2:], torch.tensor(expected), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        batch.returns[:, 2:], torch.tensor([[0.3, 0.0], [2.3, 2.3], [-0.1, -0.1], [0.3, 0.0]]), atol=1e-6, rtol=0
+    )
+    order = batch.micro_batches[0]
+    _, parts = trainer.loss(batch, order)
+    errors = [[0.7], [1.3, 0.3], [1.1, 3.1], [0.7]]  # ½ of the mean over responses of each one's own mean of squares
+    squares = [sum(e * e for e in errors[i]) / len(errors[i]) for i in order.tolist()]
+    assert parts["value_loss"].item() == pytest.approx(0.5 * sum(squares) / len(squares), rel=1e-4)
+
+
+def test_the_learned_baseline_learns_and_leaves_the_actor_alone(make_venv: MakeVenv, word_model: Path):
+    """With a learning rate of the actor of 0 the head alone moves, towards the returns."""
+    trainer = make(make_venv(**TWO_TOKENS), word_model, baseline="learned", lr=0.0, value_lr=0.02, kl_coef=0.0)
+    before = [p.clone() for p in trainer.policy.actor.parameters()]
+    history = trainer.train(30)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.policy.actor.parameters(), strict=True))
+    assert sum(m["value_loss"] for m in history[-5:]) < 0.7 * sum(m["value_loss"] for m in history[:5])
+
+
+def test_a_baseline_whose_regression_would_move_the_actor_is_refused(make_venv: MakeVenv, word_model: Path):
+    config = ReinforceConfig(baseline="learned", episodes=12)
+    for weights in (ActorConfig(), PolicyConfig()):
+        with pytest.raises(ValueError, match=r'baseline="learned" with critic=(None|\'shared\')'):
+            Reinforce(make_venv(), ActorCritic(LanguageModel(word_model), weights), config)
+    Reinforce(make_venv(), ActorCritic(LanguageModel(word_model), PolicyConfig(critic="separate")), config)
+    settings = ReinforceSettings(policy=ActorConfig(lora_rank=3), reinforce=ReinforceConfig(baseline="learned"))
+    assert settings.policy == PolicyConfig(lora_rank=3, critic="detached")
 
 
 def test_advantages_by_hand(make_venv: MakeVenv, word_model: Path):

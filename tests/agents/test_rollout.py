@@ -195,3 +195,23 @@ def test_errors_name_the_argument(make_venv: MakeVenv, word_model: Path):
     same_step = gym.make_vec("textgen/TextGen-v0", num_envs=1, model=str(word_model), prompts=["a"], scorer="bleu")
     with pytest.raises(ValueError, match="autoreset_mode=AutoresetMode"):
         play(same_step, word_model, 1)
+
+
+def test_responses_that_are_begun_go_on(make_venv: MakeVenv, word_model: Path):
+    """On slots that are filled again, each with its own beginning; what was given has neither log-prob nor reward."""
+    model, begun = LanguageModel(word_model), [[3, 4], None, "c d e", [5], None, [6, 7, 8], [9], [10, 11]]
+    prompts, generator = [0, 1, 2, 0, 1, 2, 0, 1], torch.Generator().manual_seed(0)
+    rollout = collect(make_venv(), model, 8, generator=generator, prompts=prompts, responses=begun)
+    texts = {0: "a b", 1: "c d e", 2: "f"}
+    assert rollout.prompts == [texts[prompt] for prompt in prompts]
+    tokens, log_probs = (rollout.per_response(grid) for grid in (rollout.input_ids, rollout.sampled_log_probs))
+    for row, given in enumerate(begun):
+        ids = [] if given is None else model.encode(given) if isinstance(given, str) else given
+        assert tokens[row][: len(ids)].tolist() == ids
+        assert log_probs[row][: len(ids)].eq(0).all()
+        assert log_probs[row][len(ids) :].lt(0).all()
+        assert len(ids) < len(tokens[row]) <= 6
+    with pytest.raises(ValueError, match="responses has 1 entries; it needs one for each of the 8"):
+        collect(make_venv(), model, 8, generator=generator, prompts=prompts, responses=[None])
+    with pytest.raises(ValueError, match="responses needs prompts beside it"):
+        collect(make_venv(), model, 8, generator=generator, responses=begun)

@@ -44,7 +44,8 @@ ON_POLICY: dict[str, list[Any]] = {
     **OPTIM,
     "episodes": COUNT,
     "top_k": COUNT_OR_ZERO,
-    "top_p": [*SHARE, 0],
+    **{name: [*SHARE, 0] for name in ("top_p", "mask_top_p")},
+    "mask_every": COUNT,
     "kl_coef": NOT_NEGATIVE,
     **dict.fromkeys(("kl_horizon", "adaptive_kl_target"), POSITIVE),
     "old_log_probs": OTHER,
@@ -57,13 +58,23 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
             **ON_POLICY,
             "epochs": COUNT,
             **dict.fromkeys(("value_lr", "value_coef", "ptx_coef", "entropy_coef"), NOT_NEGATIVE),
-            **dict.fromkeys(("clip", "value_clip", "target_kl"), POSITIVE),
+            "critic_warmup": COUNT_OR_ZERO,
+            **dict.fromkeys(("clip", "value_clip", "target_kl", "lam_alpha"), POSITIVE),
             **dict.fromkeys(("gamma", "lam"), SHARE),
+            "value_lam": SHARE[:-1],  # None: that of the policy
             "whiten": [1, "yes", None],
             "kl_in": OTHER,
         },
     ),
-    (ReinforceConfig, {**ON_POLICY, "baseline": OTHER, "group_size": COUNT}),
+    (
+        ReinforceConfig,
+        {
+            **ON_POLICY,
+            "baseline": OTHER,
+            "group_size": COUNT,
+            **dict.fromkeys(("value_lr", "value_coef"), NOT_NEGATIVE),
+        },
+    ),
     (
         GRPOConfig,
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,16 @@ RESPONSES = [[EOS], *([first, second] for first, second in product((A, B), (EOS,
 def score(completions: list[str], **_: Any) -> list[float]:
     """An odd table, so that no two responses are alike."""
     return [0.3 + text.split().count("a") - 0.4 * (text.split()[:1] == ["b"]) for text in completions]
+
+
+TWO_TOKENS: dict[str, Any] = {
+    "num_envs": 2,
+    "prompts": ["d e"],
+    "scorer": score,
+    "max_new_tokens": 2,
+    "forbidden_tokens": LEFT_OUT,
+}
+"""Of the environment; ``num_envs`` is the least that groups of two need."""
 
 
 def masked_log_probs(model: Any, response: list[int]) -> torch.Tensor:
@@ -70,3 +81,36 @@ def groups(model: LanguageModel, size: int) -> Iterator[tuple[float, Rollout]]:
         for i in group:
             weight *= probability[i]
         yield weight, rollout_of([RESPONSES[i] for i in group], model)
+
+
+def objective(trainer: Any, source: Path) -> torch.Tensor:
+    """Σ_y π(y)·(score(y) − β·log(π(y)/π_ref(y))) over all responses, with gradient."""
+    reference, model = LanguageModel(source).model, trainer.policy.actor
+    total = torch.zeros(())
+    for response in RESPONSES:
+        log_prob, ref = masked_log_probs(model, response), masked_log_probs(reference, response).detach()
+        paid = score([trainer.policy.language_model.decode(response)])[0]
+        total = total + log_prob.exp() * (paid - trainer.kl.value * (log_prob - ref))
+    return total
+
+
+def true_values(trainer: Any) -> list[float]:
+    """V of the three states (nothing written, "a", "b") where the policy is the reference: the scores, weighted."""
+    values, model = [], trainer.policy.language_model
+    for prefix in ([], [A], [B]):
+        below = [r for r in RESPONSES if r[: len(prefix)] == prefix]
+        with torch.no_grad():
+            weights = torch.stack([masked_log_probs(model.model, r) for r in below]).softmax(0)
+        values.append(float(weights @ torch.tensor(score([model.decode(r) for r in below]))))
+    return values
+
+
+@torch.no_grad()
+def write_values(trainer: Any, values: list[float]) -> None:
+    """Let the value head say exactly this of the three states: its last layer solves three equations."""
+    model, head = trainer.policy.language_model.model, trainer.policy.value_head
+    hidden = [model.model(torch.tensor([[*PROMPT, *prefix]])).last_hidden_state[0, -1] for prefix in ([], [A], [B])]
+    features = head.hidden(torch.nn.functional.layer_norm(torch.stack(hidden), hidden[0].shape)).relu()
+    head.out.bias.zero_()
+    head.out.weight.copy_((torch.linalg.pinv(features) @ torch.tensor(values)).unsqueeze(0))
+    torch.testing.assert_close(head(torch.stack(hidden)), torch.tensor(values), atol=1e-4, rtol=1e-4)
