@@ -223,19 +223,20 @@ class RewardModelRun(Run):
         self._say_what_is_left()
 
 
+def make_trainer(run: Run) -> RewardModelTrainer:
+    """The trainer of a `RewardModelRun`, on its pairs."""
+    settings, model = run.settings, cast(Any, run.policy)
+    train, held_out = gather(run, settings.data, model.language_model)
+    config, generator = settings.reward_model, torch.Generator().manual_seed(settings.seed)
+    sets = examples(train, model, generator if config.members > 1 else None), examples(held_out, model)
+    if not sets[1]:
+        raise ValueError("no pair is left to hold out; give some more, of several prompts")
+    options = {"seed": settings.seed, "total_updates": settings.updates}
+    return RewardModelTrainer(model, config, sets[0], held_out=sets[1], **options)
+
+
 def make_run(arguments: Sequence[str] | None = None) -> Run:
     """Everything up to the first update; see `main`."""
-
-    def make_trainer(run: Run) -> RewardModelTrainer:
-        settings, model = run.settings, cast(Any, run.policy)
-        train, held_out = gather(run, settings.data, model.language_model)
-        config, generator = settings.reward_model, torch.Generator().manual_seed(settings.seed)
-        sets = examples(train, model, generator if config.members > 1 else None), examples(held_out, model)
-        if not sets[1]:
-            raise ValueError("no pair is left to hold out; give some more, of several prompts")
-        options = {"seed": settings.seed, "total_updates": settings.updates}
-        return RewardModelTrainer(model, config, sets[0], held_out=sets[1], **options)
-
     return run_of_command_line(
         "textgen_env.agents.reward_model", RewardModelSettings, make_trainer, arguments, RewardModelRun
     )
