@@ -7,6 +7,7 @@ model, pairs and calibration (``preferences/``), minibatches (``training/supervi
 References:
     Christiano et al., "Deep reinforcement learning from human preferences" (2017): ensembles on bootstraps.
     Ouyang et al., "Training language models to follow instructions with human feedback" (2022).
+    Touvron et al., "Llama 2: open foundation and fine-tuned chat models" (2023): margins by strength of preference.
     Eisenstein et al., "Helping or herding? Reward model ensembles mitigate but do not eliminate reward hacking" (2023):
     centred rewards.
 """
@@ -54,6 +55,9 @@ class RewardModelConfig(OptimConfig):
     """Transformer blocks, from the input up, that do not learn; any number above 0 freezes the embeddings too."""
     margin: float = 0.0
     """By how much the preferred response is to win, in units of the reward."""
+    strength_margin: float = 0.0
+    """What is added to that for each unit of a pair's column "strength", how much better the rater found it: the margin
+    of Llama 2."""
     center_coef: float = 0.01
     """Weight of E[(r_a + r_b)²], which keeps rewards near 0: preferences leave their level open."""
     lr: float = 1e-3
@@ -67,7 +71,7 @@ class RewardModelConfig(OptimConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, {"members": COUNT, "frozen_layers": COUNT_OR_ZERO})
-        check(self, dict.fromkeys(("margin", "center_coef", "value_lr"), NOT_NEGATIVE))
+        check(self, dict.fromkeys(("margin", "strength_margin", "center_coef", "value_lr"), NOT_NEGATIVE))
 
 
 @dataclass
@@ -90,6 +94,7 @@ class RewardExample(NamedTuple):
     ids: tuple[list[int], list[int]]
     target: float  # P(first ≻ second): 1, or ½ for a tie
     weights: tuple[float, ...]  # one per member: how often it is in its bootstrap sample
+    strength: float = 0.0  # of the preference
 
 
 @dataclass
@@ -99,6 +104,7 @@ class RewardBatch:
     tokens: TokenBatch  # (2B, T)
     targets: Tensor  # (B,)
     weights: Tensor  # (members, B)
+    strengths: Tensor  # (B,)
     prompts: list[str]
     texts: list[str]
     scores: Tensor  # (B,) r(first) − r(second), the mean over members, as the update finds it
@@ -120,18 +126,22 @@ class RewardModelTrainer(SupervisedTrainer):
         tokens, device = self.policy.batch([ids for e in examples for ids in e.ids]), self.policy.device
         targets = torch.tensor([e.target for e in examples], device=device)
         weights = torch.tensor([e.weights for e in examples], device=device).T
+        strengths = torch.tensor([e.strength for e in examples], device=device)
         told = [e.prompt for e in examples], [e.text for e in examples]
-        return RewardBatch(tokens, targets, weights, *told, torch.zeros_like(targets))
+        return RewardBatch(tokens, targets, weights, strengths, *told, torch.zeros_like(targets))
 
     def loss(self, batch: RewardBatch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """−E[log σ(r(first) − r(second) − margin)] + c·E[(r(first) + r(second))²], the mean over members.
+        """−E[log σ(r(first) − r(second) − m)] + c·E[(r(first) + r(second))²], the mean over members.
+
+        With m = margin + strength_margin·strength (Touvron et al. 2023, eq. 2).
 
         A tie is half of each direction, without a margin.
         """
         rewards = self.policy(batch.tokens.rows(torch.stack([2 * rows, 2 * rows + 1], dim=1).flatten()))
         first, second = rewards.view(len(rewards), -1, 2).unbind(-1)  # (members, b) each
         targets, weights = batch.targets[rows].expand_as(first), batch.weights[:, rows]
-        margins = torch.where(targets == 1, self.config.margin, 0.0)
+        margins = self.config.margin + self.config.strength_margin * batch.strengths[rows]
+        margins = torch.where(targets == 1, margins, 0.0)
         fit = preference_loss(first - second - margins, targets, weights)
         loss = fit + self.config.center_coef * (weights * (first + second).square()).mean()
         difference = (first - second).detach().mean(dim=0)
@@ -174,7 +184,7 @@ def examples(
     for (pair, (first, _, target)), own in zip(ranked, weights.T.tolist(), strict=True):
         a, b = model.encode(pair)
         ids = (a, b) if first == pair.a else (b, a)
-        made.append(RewardExample(pair.as_prompt.text, first, ids, target, tuple(own)))
+        made.append(RewardExample(pair.as_prompt.text, first, ids, target, tuple(own), pair.strength))
     return made
 
 

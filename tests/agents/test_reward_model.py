@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,21 @@ def test_loss_and_gradient_are_those_of_the_formula(word_model: Path, members: i
     grads = (torch.autograd.grad(x, params, allow_unused=True) for x in (loss, theirs))
     for ours, other in zip(*grads, strict=True):
         torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-3)
+
+
+def test_a_stronger_preference_asks_for_a_wider_margin(word_model: Path):
+    """Llama 2's margin, on transformers' own rewards: 0.1 + 2·strength, and none for a tie."""
+    model, strengths = reward_model(word_model), (0.0, 0.5, 1.5, None)
+    pairs = [replace(p, columns={} if s is None else {"strength": s}) for p, s in zip(PAIRS, strengths, strict=False)]
+    config = RewardModelConfig(margin=0.1, strength_margin=2.0, center_coef=0.0, minibatch_size=4, micro_batch_size=4)
+    trainer = RewardModelTrainer(model, config, examples(pairs, model))
+    loss, _ = trainer.loss(trainer.batch(trainer.examples), torch.arange(4))
+    margins, terms = [0.1, 0.1 + 2 * 0.5, 0.0, 0.1], []
+    for e, margin in zip(trainer.examples, margins, strict=True):
+        first, second = library_rewards(model.members[0], e.ids)
+        d = first - second - margin
+        terms.append(-logsigmoid(d) if e.target == 1 else -0.5 * (logsigmoid(d) + logsigmoid(-d)))
+    assert loss.item() == pytest.approx(sum(term.item() for term in terms) / 4, rel=1e-5)
 
 
 def test_examples_have_the_preferred_response_first(word_model: Path):
