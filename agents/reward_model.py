@@ -51,6 +51,10 @@ class RewardModelConfig(OptimConfig):
 
     members: int = 1
     """Models of an ensemble; where there are several, each learns from a bootstrap sample of the pairs."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on all linear layers of each member; 0 trains the weights themselves."""
+    lora_alpha: int = 32
+    """LoRA scale: the update is alpha / rank · B·A."""
     frozen_layers: int = 0
     """Transformer blocks, from the input up, that do not learn; any number above 0 freezes the embeddings too."""
     margin: float = 0.0
@@ -70,7 +74,8 @@ class RewardModelConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, {"members": COUNT, "frozen_layers": COUNT_OR_ZERO})
+        check(self, dict.fromkeys(("members", "lora_alpha"), COUNT))
+        check(self, dict.fromkeys(("lora_rank", "frozen_layers"), COUNT_OR_ZERO))
         check(self, dict.fromkeys(("margin", "strength_margin", "center_coef", "value_lr"), NOT_NEGATIVE))
 
 
@@ -198,7 +203,8 @@ class RewardModelRun(Run):
         """The reward model."""
         settings, config = self.settings, self.settings.reward_model
         language_model = LanguageModel(settings.model, device=settings.device, dtype=settings.dtype)
-        return RewardModel(language_model, config.members, frozen_layers=config.frozen_layers)
+        weights = {name: getattr(config, name) for name in ("frozen_layers", "lora_rank", "lora_alpha")}
+        return RewardModel(language_model, config.members, **weights, seed=settings.seed)
 
     def make_reference(self) -> Any:
         """None: there is no KL."""

@@ -43,6 +43,7 @@ from .training.memory import keep_freed_memory
 from .training.run import Run
 from .training.run_folder import RunFolder
 from .training.run_settings import FolderSettings
+from .training.seeds import derived_seed
 from .training.stopping import Stopped, Stopping
 
 COMPLETE = "complete"
@@ -216,7 +217,7 @@ class RLHF:
             count,
             ensemble_differences(self.round(number - 1) / "reward_model" / "last") if asks else None,
             candidates=labels.candidates,
-            seed=settings.seed + (number << 32),
+            seed=derived_seed(settings.seed, number),
             temperature=settings.temperature,
         )
         make_labeller(labels, settings.seed)(self._store, drawn.pairs)

@@ -144,6 +144,24 @@ def test_environments_score_as_it_was_trained(word_model: Path, tmp_path: Path, 
     assert info["score"] == reward == pytest.approx(expected, abs=1e-5)
 
 
+def test_adapters_and_head_learn_and_are_saved_merged(word_model: Path, tmp_path: Path):
+    """The weights below the adapters stay; transformers finds the same rewards in what is saved."""
+    model = RewardModel(LanguageModel(word_model), 2, lora_rank=2, lora_alpha=4, seed=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = RewardModelConfig(lr=1e-2, warmup_updates=0, minibatch_size=4, micro_batch_size=4)
+    RewardModelTrainer(model, config, examples(PAIRS, model)).train(4)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name for name in before if "lora_" in name or "score" in name} == changed
+    starts = [value for name, value in before.items() if "layers.0.self_attn.q_proj.lora_A" in name]
+    assert not torch.equal(*starts)  # each member begins elsewhere
+    model.save(tmp_path)
+    for number, folder in enumerate((tmp_path, tmp_path / "member-1")):
+        saved = AutoModelForSequenceClassification.from_pretrained(folder)
+        theirs = [library_rewards(saved, model.encode(pair)) for pair in PAIRS]
+        differences = torch.stack([a - b for a, b in theirs])
+        torch.testing.assert_close(model.differences(PAIRS)[number], differences.detach(), atol=1e-5, rtol=1e-4)
+
+
 def test_conversations_are_read_through_the_chat_template(word_model: Path):
     language_model = LanguageModel(word_model)
     chat = Pair([{"role": "user", "content": "a b"}], "c", "d")
