@@ -260,8 +260,12 @@ class RLHF:
         sampling = SamplingParams(settings.temperature, settings.ppo.top_k, settings.ppo.top_p)
         _, venv = make_environments(settings)
         venv.reset(seed=settings.seed)
-        policies = {name: ActorCritic(self._load(model), ActorConfig()) for name, model in models.items()}
-        return {name: measure_stage(venv, each, reference, scorer, sampling) for name, each in policies.items()}
+
+        def measure(model: str) -> EvalReport:
+            policy = ActorCritic(self._load(model), ActorConfig())
+            return measure_stage(venv, policy, reference, scorer, sampling)
+
+        return {name: measure(model) for name, model in models.items()}
 
     def _say_of_labels(self) -> None:
         """How well each fit foretells held-out labels, beside how well the judge does itself."""

@@ -27,7 +27,7 @@ class RLHFSettings(FolderSettings):
     reward model is fitted anew to all labels so far (Christiano et al. 2017):
 
         python -m textgen_env.agents.rlhf
-        python -m textgen_env.agents.rlhf --rounds 5 --labels 300 --held-out-pairs 50
+        python -m textgen_env.agents.rlhf --rounds 5 --labels 1500
 
     Each stage is a run in a folder of its own. A pipeline that was stopped, or killed, goes on with --resume.
     """
@@ -37,7 +37,7 @@ class RLHFSettings(FolderSettings):
     sft_updates: int = 0
     """Optimiser steps of supervised fine-tuning on the references of the prompts. None for the embedded model, which
     was fine-tuned for its tasks."""
-    reward_updates: int = 512
+    reward_updates: int = 192
     """Optimiser steps of each fit of the reward model."""
     ppo_updates: int = 40
     """Iterations of PPO, in all rounds together."""
@@ -49,9 +49,7 @@ class RLHFSettings(FolderSettings):
     """Which weights of the policy learn."""
     sft: SFTConfig = field(default_factory=SFTConfig)
     """Supervised fine-tuning."""
-    reward_model: RewardModelConfig = field(
-        default_factory=lambda: RewardModelConfig(minibatch_size=16, micro_batch_size=16)
-    )
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     """The reward model."""
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(kl_coef=0.1))
     """PPO. Rewards have mean 0 and deviation 1 over the first policy's responses, and β (kl_coef) is in their units."""

@@ -44,7 +44,7 @@ class LabelConfig(JudgeConfig):
     """Who labels: the task's own scorer as a hidden judge."""
     pairs: str | None = None
     """A JSONL file of labelled pairs, in our own form or in TRL's, instead of pairs that are sampled and labelled."""
-    labels: int = 4352
+    labels: int = 3328
     """Pairs that are labelled, in all rounds together."""
     held_out_pairs: int = 256
     """Of these, what the reward model is measured on: the pairs of some prompts, at most a fifth."""

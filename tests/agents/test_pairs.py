@@ -197,6 +197,7 @@ def test_a_wrong_field_is_named(field: str, value: Any, error: type[Exception], 
     ("line", "message"),
     [
         ('{"prompt": "p", "a": "x"}', "there is no 'b': a pair has prompt, a and b; its keys are ['a', 'prompt']"),
+        ('{"a": "x", "b": "y"}', "there is no 'prompt': a pair has prompt, a and b"),
         ('{"prompt": "p", "a": "x", "b": "x"}', "a and b are the same text, 'x'"),
         ('{"prompt": "p", "a": "x", "b": "y", "choice": "left"}', "choice='left' must be one of"),
         ('{"prompt": "p", "a": "x", "a": "y"}', "has the key 'a' twice"),
