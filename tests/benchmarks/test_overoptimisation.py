@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from benchmarks.overoptimisation import draw, fit, fit_of, table
+from benchmarks.overoptimisation import OveroptimisationSettings, draw, fit, fit_of, measure, table
+from textgen_env.agents.ppo import PPOConfig
+from textgen_env.agents.preferences.loop import LabelConfig
+from textgen_env.agents.reward_model import RewardModelConfig
+from textgen_env.agents.rlhf import RLHF
+from textgen_env.agents.rlhf_config import RLHFSettings
 
 
 def test_the_fit_finds_alpha_and_beta():
@@ -40,3 +48,27 @@ def test_table_and_figure(tmp_path: Path):
     draw([*curve, *({**each, "seed": 2} for each in curve)], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "figure.png").stat().st_size < 100_000
+
+
+def test_a_run_is_measured_by_judge_and_reward_model(tmp_path: Path):
+    """On what the pipeline leaves: the scores before training are those of its own table."""
+    small = {"eval_prompts": 4, "num_envs": 4, "max_new_tokens": 4, "ppo_updates": 1, "reward_updates": 1}
+    sizes = {"minibatch_size": 4, "micro_batch_size": 4}
+    rlhf_settings = RLHFSettings(
+        output=str(tmp_path / "rlhf"),
+        labels=LabelConfig(labels=12, held_out_pairs=2),
+        reward_model=RewardModelConfig(**sizes),
+        ppo=PPOConfig(episodes=4, **sizes),
+        **small,
+    )
+    folder = RLHF(rlhf_settings, Console(file=io.StringIO())).execute()
+    config = PPOConfig(episodes=4, kl_coef=0.0, lr=1e-3, **sizes)
+    settings = OveroptimisationSettings([folder], updates=2, eval_every=1, ppo=config)
+    found = list(measure(settings))
+    assert [record["update"] for record in found] == [0, 1, 2]
+    assert {record["labels"] for record in found} == {12}
+    start = json.loads((folder / "stages.json").read_text())["at the start"]["metrics"]
+    assert found[0]["judge"] == pytest.approx(start["judge"], abs=1e-4)
+    assert found[0]["reward_model"] == pytest.approx(start["reward_model"], abs=1e-3)
+    assert found[0]["distance"] == pytest.approx(0, abs=1e-2)
+    assert found[2]["distance"] > found[0]["distance"]
