@@ -7,6 +7,7 @@ model, pairs and calibration (``preferences/``), minibatches (``training/supervi
 References:
     Christiano et al., "Deep reinforcement learning from human preferences" (2017): ensembles on bootstraps.
     Ouyang et al., "Training language models to follow instructions with human feedback" (2022).
+    Touvron et al., "Llama 2: open foundation and fine-tuned chat models" (2023): margins by strength of preference.
     Eisenstein et al., "Helping or herding? Reward model ensembles mitigate but do not eliminate reward hacking" (2023):
     centred rewards.
 """
@@ -50,10 +51,17 @@ class RewardModelConfig(OptimConfig):
 
     members: int = 1
     """Models of an ensemble; where there are several, each learns from a bootstrap sample of the pairs."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on all linear layers of each member; 0 trains the weights themselves."""
+    lora_alpha: int = 32
+    """LoRA scale: the update is alpha / rank · B·A."""
     frozen_layers: int = 0
     """Transformer blocks, from the input up, that do not learn; any number above 0 freezes the embeddings too."""
     margin: float = 0.0
     """By how much the preferred response is to win, in units of the reward."""
+    strength_margin: float = 0.0
+    """What is added to that for each unit of a pair's column "strength", how much better the rater found it: the margin
+    of Llama 2."""
     center_coef: float = 0.01
     """Weight of E[(r_a + r_b)²], which keeps rewards near 0: preferences leave their level open."""
     lr: float = 1e-3
@@ -66,8 +74,9 @@ class RewardModelConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, {"members": COUNT, "frozen_layers": COUNT_OR_ZERO})
-        check(self, dict.fromkeys(("margin", "center_coef", "value_lr"), NOT_NEGATIVE))
+        check(self, dict.fromkeys(("members", "lora_alpha"), COUNT))
+        check(self, dict.fromkeys(("lora_rank", "frozen_layers"), COUNT_OR_ZERO))
+        check(self, dict.fromkeys(("margin", "strength_margin", "center_coef", "value_lr"), NOT_NEGATIVE))
 
 
 @dataclass
@@ -90,6 +99,7 @@ class RewardExample(NamedTuple):
     ids: tuple[list[int], list[int]]
     target: float  # P(first ≻ second): 1, or ½ for a tie
     weights: tuple[float, ...]  # one per member: how often it is in its bootstrap sample
+    strength: float = 0.0  # of the preference
 
 
 @dataclass
@@ -99,6 +109,7 @@ class RewardBatch:
     tokens: TokenBatch  # (2B, T)
     targets: Tensor  # (B,)
     weights: Tensor  # (members, B)
+    strengths: Tensor  # (B,)
     prompts: list[str]
     texts: list[str]
     scores: Tensor  # (B,) r(first) − r(second), the mean over members, as the update finds it
@@ -120,18 +131,22 @@ class RewardModelTrainer(SupervisedTrainer):
         tokens, device = self.policy.batch([ids for e in examples for ids in e.ids]), self.policy.device
         targets = torch.tensor([e.target for e in examples], device=device)
         weights = torch.tensor([e.weights for e in examples], device=device).T
+        strengths = torch.tensor([e.strength for e in examples], device=device)
         told = [e.prompt for e in examples], [e.text for e in examples]
-        return RewardBatch(tokens, targets, weights, *told, torch.zeros_like(targets))
+        return RewardBatch(tokens, targets, weights, strengths, *told, torch.zeros_like(targets))
 
     def loss(self, batch: RewardBatch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """−E[log σ(r(first) − r(second) − margin)] + c·E[(r(first) + r(second))²], the mean over members.
+        """−E[log σ(r(first) − r(second) − m)] + c·E[(r(first) + r(second))²], the mean over members.
+
+        With m = margin + strength_margin·strength (Touvron et al. 2023, eq. 2).
 
         A tie is half of each direction, without a margin.
         """
         rewards = self.policy(batch.tokens.rows(torch.stack([2 * rows, 2 * rows + 1], dim=1).flatten()))
         first, second = rewards.view(len(rewards), -1, 2).unbind(-1)  # (members, b) each
         targets, weights = batch.targets[rows].expand_as(first), batch.weights[:, rows]
-        margins = torch.where(targets == 1, self.config.margin, 0.0)
+        margins = self.config.margin + self.config.strength_margin * batch.strengths[rows]
+        margins = torch.where(targets == 1, margins, 0.0)
         fit = preference_loss(first - second - margins, targets, weights)
         loss = fit + self.config.center_coef * (weights * (first + second).square()).mean()
         difference = (first - second).detach().mean(dim=0)
@@ -174,7 +189,7 @@ def examples(
     for (pair, (first, _, target)), own in zip(ranked, weights.T.tolist(), strict=True):
         a, b = model.encode(pair)
         ids = (a, b) if first == pair.a else (b, a)
-        made.append(RewardExample(pair.as_prompt.text, first, ids, target, tuple(own)))
+        made.append(RewardExample(pair.as_prompt.text, first, ids, target, tuple(own), pair.strength))
     return made
 
 
@@ -188,7 +203,8 @@ class RewardModelRun(Run):
         """The reward model."""
         settings, config = self.settings, self.settings.reward_model
         language_model = LanguageModel(settings.model, device=settings.device, dtype=settings.dtype)
-        return RewardModel(language_model, config.members, frozen_layers=config.frozen_layers)
+        weights = {name: getattr(config, name) for name in ("frozen_layers", "lora_rank", "lora_alpha")}
+        return RewardModel(language_model, config.members, **weights, seed=settings.seed)
 
     def make_reference(self) -> Any:
         """None: there is no KL."""
@@ -223,19 +239,20 @@ class RewardModelRun(Run):
         self._say_what_is_left()
 
 
+def make_trainer(run: Run) -> RewardModelTrainer:
+    """The trainer of a `RewardModelRun`, on its pairs."""
+    settings, model = run.settings, cast(Any, run.policy)
+    train, held_out = gather(run, settings.data, model.language_model)
+    config, generator = settings.reward_model, torch.Generator().manual_seed(settings.seed)
+    sets = examples(train, model, generator if config.members > 1 else None), examples(held_out, model)
+    if not sets[1]:
+        raise ValueError("no pair is left to hold out; give some more, of several prompts")
+    options = {"seed": settings.seed, "total_updates": settings.updates}
+    return RewardModelTrainer(model, config, sets[0], held_out=sets[1], **options)
+
+
 def make_run(arguments: Sequence[str] | None = None) -> Run:
     """Everything up to the first update; see `main`."""
-
-    def make_trainer(run: Run) -> RewardModelTrainer:
-        settings, model = run.settings, cast(Any, run.policy)
-        train, held_out = gather(run, settings.data, model.language_model)
-        config, generator = settings.reward_model, torch.Generator().manual_seed(settings.seed)
-        sets = examples(train, model, generator if config.members > 1 else None), examples(held_out, model)
-        if not sets[1]:
-            raise ValueError("no pair is left to hold out; give some more, of several prompts")
-        options = {"seed": settings.seed, "total_updates": settings.updates}
-        return RewardModelTrainer(model, config, sets[0], held_out=sets[1], **options)
-
     return run_of_command_line(
         "textgen_env.agents.reward_model", RewardModelSettings, make_trainer, arguments, RewardModelRun
     )

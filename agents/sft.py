@@ -106,15 +106,16 @@ def _behind(prompt: Prompt, text: str, separator: str) -> str:
     return text if apart else separator + text
 
 
+def make_trainer(run: Run) -> SFT:
+    """The trainer of a run, on the references of its prompts."""
+    settings, model = run.settings, run.policy.language_model
+    train, held_out = (examples(venv, model, settings.separator) for venv in (run.venv, run.eval_venv))
+    options = {"sampling": SamplingParams(settings.temperature), "seed": settings.seed}
+    return SFT(run.policy, settings.sft, train, held_out=held_out, total_updates=settings.updates, **options)
+
+
 def make_run(arguments: Sequence[str] | None = None) -> Run:
     """Everything up to the first update; see `main`."""
-
-    def make_trainer(run: Run) -> SFT:
-        settings, model = run.settings, run.policy.language_model
-        train, held_out = (examples(venv, model, settings.separator) for venv in (run.venv, run.eval_venv))
-        options = {"sampling": SamplingParams(settings.temperature), "seed": settings.seed}
-        return SFT(run.policy, settings.sft, train, held_out=held_out, total_updates=settings.updates, **options)
-
     return run_of_command_line("textgen_env.agents.sft", SFTSettings, make_trainer, arguments)
 
 

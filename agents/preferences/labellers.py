@@ -104,21 +104,32 @@ def scores_of(scorer: Callable[..., Any], pairs: Sequence[Pair]) -> Tensor:
     Raises:
         ScorerError: the scorer failed.
     """
+    texts = [text for pair in pairs for text in (pair.a, pair.b)]
+    return torch.tensor(call_scorer(scorer, texts, **columns_of(pairs)), dtype=torch.float64).view(-1, 2)
+
+
+def columns_of(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """What scorers are told beside a, b, a, b, … of some pairs: prompts, references, columns, and how they ended."""
     prompts = [pair.as_prompt for pair in pairs for _ in range(2)]
     names = {name for prompt in prompts for name in prompt.extra}
-    columns = {name: [prompt.extra.get(name) for prompt in prompts] for name in names}
-    columns |= (
-        {"messages": [p.messages and list(p.messages) for p in prompts]} if any(p.messages for p in prompts) else {}
-    )
-    scores = call_scorer(
-        scorer,
-        [text for pair in pairs for text in (pair.a, pair.b)],
-        prompts=[prompt.text for prompt in prompts],
-        references=[list(prompt.references) for prompt in prompts],
+    columns: dict[str, Any] = {name: [prompt.extra.get(name) for prompt in prompts] for name in names}
+    if any(prompt.messages for prompt in prompts):
+        columns["messages"] = [p.messages and list(p.messages) for p in prompts]
+    return {
         **columns,
-        finish_reasons=["eos" if ended else "length" for pair in pairs for ended in pair.ended],
-    )
-    return torch.tensor(scores, dtype=torch.float64).view(-1, 2)
+        "prompts": [prompt.text for prompt in prompts],
+        "references": [list(prompt.references) for prompt in prompts],
+        "finish_reasons": ["eos" if ended else "length" for pair in pairs for ended in pair.ended],
+    }
+
+
+def agreement(first: Sequence[Pair], second: Sequence[Pair]) -> float:
+    """Share of pairs, the same ones in both, of which two labellings say the same; a tie agrees half with anything."""
+    shares = [
+        0.5 if "tie" in (one.choice, other.choice) else float(one.choice == other.choice)
+        for one, other in zip(first, second, strict=True)
+    ]
+    return math.fsum(shares) / len(shares)
 
 
 def _known_scores(pairs: Sequence[Pair]) -> Tensor:

@@ -47,7 +47,8 @@ class Pair:
         when: of the choice, in UTC as ISO 8601 has it: "2026-01-31T12:00:00Z".
         seconds: that the rater took.
         columns: further ones: "references" and others that scorers take, "scores" (of a and b), "ended" (whether a and
-            b ended by themselves, so that EOS belongs to them; both did if it is not said).
+            b ended by themselves, so that EOS belongs to them; both did if it is not said), "strength" (how much better
+            the preferred one is, a number ≥ 0; see `RewardModelConfig`).
 
     Raises:
         TypeError, ValueError: a field is wrong; its name, what it was, and what would be right.
@@ -76,6 +77,8 @@ class Pair:
         _check_rating(self.who, self.when, self.seconds)
         if not _are_two_flags(ended := columns.get("ended", [True, True])):
             raise ValueError(f"ended={shown(ended)} must say of a and of b whether it ended: [true, false]")
+        if not _is_not_negative(strength := columns.get("strength", 0)):
+            raise ValueError(f"strength={shown(strength)} must be a finite number ≥ 0")
 
     @property
     def as_prompt(self) -> Prompt:
@@ -87,6 +90,11 @@ class Pair:
         """Whether a and b ended by themselves; one that did not was cut at a limit."""
         a, b = self.columns.get("ended", (True, True))
         return a, b
+
+    @property
+    def strength(self) -> float:
+        """How much better the preferred response is, in the rater's own units; 0 if it is not said."""
+        return float(self.columns.get("strength", 0.0))
 
     @property
     def ranked(self) -> Ranked | None:
@@ -232,10 +240,8 @@ def _check_rating(who: Any, when: Any, seconds: Any) -> None:
             raise ValueError(f"who={who!r} must name a rater, or be None")
     if when is not None and not _is_utc(when):
         raise ValueError(f"when={shown(when)} must be a time in UTC as ISO 8601 has it: '2026-01-31T12:00:00Z'")
-    if seconds is not None:
-        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        if not number or not 0 <= seconds < math.inf:
-            raise ValueError(f"seconds={shown(seconds)} must be a finite number ≥ 0, or None")
+    if seconds is not None and not _is_not_negative(seconds):
+        raise ValueError(f"seconds={shown(seconds)} must be a finite number ≥ 0, or None")
 
 
 def _is_utc(when: Any) -> bool:
@@ -243,6 +249,10 @@ def _is_utc(when: Any) -> bool:
         return datetime.fromisoformat(when.replace("Z", "+00:00")).utcoffset() == timedelta(0)
     except (AttributeError, TypeError, ValueError):
         return False
+
+
+def _is_not_negative(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _are_two_flags(value: Any) -> bool:

@@ -22,6 +22,7 @@ from textgen_env.lm.token_batch import TokenBatch
 from textgen_env.scorers.classifier import Classifier
 from textgen_env.scorers.text_model import TextModel
 
+from ..training.seeds import derived_seed
 from .pairs import Pair
 
 
@@ -34,19 +35,34 @@ class RewardModel(nn.Module):
     Args:
         language_model: whose weights and tokenizer each member begins with; it is left alone.
         members: how many.
-        frozen_layers: see `RewardModelConfig`.
+        frozen_layers, lora_rank, lora_alpha: see `RewardModelConfig`; the heads learn as a whole with LoRA, too.
+        seed: of the adapters' initial weights, with the member's number.
 
     Raises:
         ValueError: transformers knows no sequence classifier of this kind; ``frozen_layers`` is out of range.
     """
 
-    def __init__(self, language_model: LanguageModel, members: int = 1, *, frozen_layers: int = 0) -> None:
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        members: int = 1,
+        *,
+        frozen_layers: int = 0,
+        lora_rank: int = 0,
+        lora_alpha: int = 32,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.language_model = language_model
-        made = [_classifier(language_model) for _ in range(members)]
-        self.members = nn.ModuleList(trainable(member, frozen_layers=frozen_layers) for member in made)
-        self.eval()
+        made: list[Any] = [_classifier(language_model) for _ in range(members)]
         text_model = TextModel.from_modules("classifier", made[0], language_model.tokenizer)
+        lora: dict[str, Any] = {"lora_rank": lora_rank, "lora_alpha": lora_alpha}
+        for number, member in enumerate(made):
+            generator = torch.Generator().manual_seed(derived_seed(seed, number))
+            body = trainable(member.base_model, frozen_layers=frozen_layers, generator=generator, **lora)
+            setattr(member, member.base_model_prefix, body)
+        self.members = nn.ModuleList(made)
+        self.eval()
         forms = ["prompt+completion", *(["chat"] if text_model.tokenizer.chat_template else [])]
         self._scorers = {form: Classifier(text_model, output="logit", text=form) for form in forms}
 
@@ -97,10 +113,19 @@ class RewardModel(nn.Module):
         return [{"params": backbones, "lr": lr}, {"params": heads, "lr": value_lr}]
 
     def save(self, path: str | Path) -> None:
-        """Write a folder that transformers and `Classifier` load; further members into ``member-1``, ``member-2``, …"""
+        """Write a folder that transformers and `Classifier` load, LoRA merged; further members: ``member-1``, …"""
         for number, member in enumerate(self.members):
             folder = Path(path) / f"member-{number}" if number else Path(path)
-            save_merged(member, self.language_model.tokenizer, folder)
+            save_merged(_merged(member), self.language_model.tokenizer, folder)
+
+
+def _merged(member: Any) -> Any:
+    """A member with its adapters, if any, in its weights."""
+    if not hasattr(member.base_model, "merge_and_unload"):
+        return member
+    member = copy.deepcopy(member)
+    setattr(member, member.base_model_prefix, member.base_model.merge_and_unload())
+    return member
 
 
 def _classifier(language_model: LanguageModel) -> nn.Module:

@@ -6,6 +6,7 @@ What lives here: the settings, and `gather`, the training and held-out pairs of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,12 +20,41 @@ from textgen_env.scorers.answers import scorer_name
 
 from ..training.run import Run
 from ..training.setting_checks import COUNT, NOT_NEGATIVE, SHARE, TEXT, check, optional
-from .labellers import SyntheticLabeller, sample_pairs
+from .labellers import SyntheticLabeller, agreement, sample_pairs
 from .pairs import Pair, as_row, read_pairs
 
 
 @dataclass
-class PairConfig:
+class JudgeConfig:
+    """How the synthetic labeller judges."""
+
+    label_temperature: float = 0.0
+    """Of the synthetic labeller, in units of the score: it prefers a with probability σ((s_a − s_b) / temperature)."""
+    label_flip: float = 0.0
+    """Share of its preferences that are turned round; 0.5 makes labels that say nothing."""
+    label_tie: float = 0.0
+    """It calls scores that differ by less than this a tie."""
+
+    def __post_init__(self) -> None:
+        check(self, {"label_flip": SHARE, **dict.fromkeys(("label_temperature", "label_tie"), NOT_NEGATIVE)})
+
+    def judge(self, seed: int) -> SyntheticLabeller:
+        """The labeller, which judges by the column "scores" of a pair."""
+        temperature, flip, tie = self.label_temperature, self.label_flip, self.label_tie
+        return SyntheticLabeller(temperature=temperature, flip=flip, tie=tie, seed=seed)
+
+    def self_agreement(self, pairs: Sequence[Pair], seed: int) -> float:
+        """How often the labeller says the same again, with other luck: the mean of 16 further labellings.
+
+        Args:
+            pairs: labelled by it.
+            seed: that it labelled them with.
+        """
+        return math.fsum(agreement(pairs, self.judge((seed + i) % 2**32)(pairs)) for i in range(1, 17)) / 16
+
+
+@dataclass
+class PairConfig(JudgeConfig):
     """Which pairs are learned from."""
 
     pairs: str | None = None
@@ -35,17 +65,10 @@ class PairConfig:
     held_out_pairs: int = 128
     """Pairs that are not learned from: sampled on the held-out prompts, or those of some prompts of the file, at most a
     fifth of it."""
-    label_temperature: float = 0.0
-    """Of the synthetic labeller, in units of the score: it prefers a with probability σ((s_a − s_b) / temperature)."""
-    label_flip: float = 0.0
-    """Share of its preferences that are turned round; 0.5 makes labels that say nothing."""
-    label_tie: float = 0.0
-    """It calls scores that differ by less than this a tie."""
 
     def __post_init__(self) -> None:
-        rules = {"pairs": optional(TEXT), **dict.fromkeys(("train_pairs", "held_out_pairs"), COUNT)}
-        rules |= {"label_flip": SHARE, **dict.fromkeys(("label_temperature", "label_tie"), NOT_NEGATIVE)}
-        check(self, rules)
+        super().__post_init__()
+        check(self, {"pairs": optional(TEXT), **dict.fromkeys(("train_pairs", "held_out_pairs"), COUNT)})
 
 
 def gather(run: Run, config: PairConfig, language_model: LanguageModel) -> tuple[list[Pair], list[Pair]]:
@@ -93,8 +116,7 @@ def split_pairs(pairs: Sequence[Pair], held_out: int) -> tuple[list[Pair], list[
 
 def _sampled(run: Run, config: PairConfig, language_model: LanguageModel) -> tuple[list[Pair], list[Pair]]:
     settings = run.settings
-    temperature, flip, tie = config.label_temperature, config.label_flip, config.label_tie
-    labeller = SyntheticLabeller(temperature=temperature, flip=flip, tie=tie, seed=settings.seed)
+    labeller = config.judge(settings.seed)
     generator = torch.Generator(next(language_model.model.parameters()).device).manual_seed(settings.seed)
 
     def sample(venv: VectorEnv, count: int) -> list[Pair]:

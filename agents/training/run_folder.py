@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ except ImportError:  # Windows: two processes in one folder are then not noticed
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from .run_settings import RunSettings
+    from .run_settings import FolderSettings
 
 RECORD, LOCK = "settings.json", "run.lock"
 FREE = {
@@ -66,7 +67,7 @@ class RunFolder:
         BlockingIOError: another process writes it.
     """
 
-    def __init__(self, settings: RunSettings, prefix: str = "", display: Display | None = None) -> None:
+    def __init__(self, settings: FolderSettings, prefix: str = "", display: Display | None = None) -> None:
         self.display = display or Display()
         self._settings, self._present = settings, json.loads(json.dumps(asdict(settings)))
         self.settings = _bound(self._present)
@@ -180,7 +181,7 @@ class RunFolder:
             raise ValueError(
                 f"resume: {', '.join(changed)} differ from those in {record} ({pairs}); a run goes on with its own"
             )
-        if old.get("updates") != present["updates"]:
+        if old.get("updates") != present.get("updates"):
             lengths = f"{present['updates']}, was {old.get('updates')}"
             self.display.say(f"updates: {lengths}; a learning rate that falls follows the new length")
 
@@ -221,10 +222,12 @@ def fingerprint(content: Any) -> str:
 
 
 def _bound(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a run keeps for life, each under its own name."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= value if isinstance(value, dict) else {name: value}
+    """The settings that a run keeps for life, each under its own name; "group.name" where several groups have it."""
+    groups = {name: value for name, value in settings.items() if isinstance(value, dict)}
+    times = Counter(name for group in groups.values() for name in group)
+    flat = {name: value for name, value in settings.items() if name not in groups}
+    for group, values in groups.items():
+        flat |= {name if times[name] == 1 else f"{group}.{name}": value for name, value in values.items()}
     return {name: value for name, value in with_todays_names(flat).items() if name not in FREE}
 
 
@@ -245,10 +248,10 @@ def _is_settings(record: Path) -> bool:
         content = json.loads(record.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{record} is no JSON ({error}); whatever wrote it, this folder is left alone") from error
-    return isinstance(content, dict) and {"env", "model", "updates", "seed"} <= content.keys()
+    return isinstance(content, dict) and {"env", "model", "seed", "output"} <= content.keys()
 
 
-def _find(settings: RunSettings, prefix: str) -> Path:
+def _find(settings: FolderSettings, prefix: str) -> Path:
     """The folder that is named, or the first ``runs/<task>-seed<seed>`` that is free (to resume: the first)."""
     if settings.output is not None:
         return Path(settings.output)

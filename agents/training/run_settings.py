@@ -59,11 +59,9 @@ TASK_RULES = {
 
 
 @dataclass
-class RunSettings(TaskSettings):
-    """And how long, and where it is kept: all that does not belong to the algorithm."""
+class FolderSettings(TaskSettings):
+    """And where it is kept, and how often is looked and saved."""
 
-    updates: int = 40
-    """Iterations of collect → advantages → update."""
     output: str | None = None
     """The run's folder; default: runs/<task>-seed<seed>, with a number behind it if that exists."""
     resume: bool = False
@@ -76,19 +74,30 @@ class RunSettings(TaskSettings):
     """Updates between checkpoints."""
     sample_every: int = 10
     """Updates between tables of samples."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, FOLDER_RULES)
+
+
+FOLDER_RULES = {
+    **dict.fromkeys(("save_every", "sample_every"), COUNT),
+    "eval_every": optional(COUNT),
+    "output": optional(TEXT),
+    "resume": FLAG,
+}
+
+
+@dataclass
+class RunSettings(FolderSettings):
+    """And how long it is trained: all that does not belong to the algorithm."""
+
+    updates: int = 40
+    """Iterations of collect → advantages → update."""
     optimum_samples: int = 16
     """Responses of the reference per held-out prompt, from which the best that any policy can reach is estimated for
     the final table; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, RUN_RULES)
-
-
-RUN_RULES = {
-    **dict.fromkeys(("updates", "save_every", "sample_every"), COUNT),
-    "eval_every": optional(COUNT),
-    "optimum_samples": COUNT_OR_ZERO,
-    "output": optional(TEXT),
-    "resume": FLAG,
-}
+        check(self, {"updates": COUNT, "optimum_samples": COUNT_OR_ZERO})

@@ -19,6 +19,7 @@ from torch import Tensor
 from textgen_env.lm.sampling import PLAIN, SamplingParams
 from textgen_env.lm.token_batch import TokenBatch
 
+from .seeds import derived_seed
 from .trainer import GradientTrainer, OptimConfig, Trainable
 
 POOL = 16  # minibatches that are dealt from texts drawn together, sorted by length
@@ -113,7 +114,7 @@ class SupervisedTrainer(GradientTrainer):
     def _dealt(self, epoch: int) -> list[Tensor]:
         """The minibatches of an epoch."""
         if self._epoch[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed + (epoch << 32))
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
             lengths = torch.tensor([self.size(example) for example in self.examples])
             self._epoch = (epoch, deal(lengths, self.config.minibatch_size, generator))
         return self._epoch[1]

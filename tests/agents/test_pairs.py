@@ -49,6 +49,7 @@ taken = {
     "self",
     "messages",
     "ended",
+    "strength",
 }
 messages = st.lists(st.fixed_dictionaries({"role": hostile, "content": hostile}), min_size=1, max_size=3).filter(
     lambda chat: chat[-1]["role"] != "assistant" and any(m["content"].strip() for m in chat)
@@ -180,6 +181,9 @@ def test_what_is_learned_from_a_choice():
             ValueError,
             "has a column 'prompts', a name under which scorers get something else",
         ),
+        ("columns", {"strength": -1}, ValueError, "strength=-1 must be a finite number ≥ 0"),
+        ("columns", {"strength": "much"}, ValueError, "strength='much' must be a finite number ≥ 0"),
+        ("columns", {"strength": True}, ValueError, "strength=True must be a finite number ≥ 0"),
         ("columns", {"ended": [True]}, ValueError, "ended=[True] must say of a and of b whether it ended"),
     ],
 )
@@ -193,6 +197,7 @@ def test_a_wrong_field_is_named(field: str, value: Any, error: type[Exception], 
     ("line", "message"),
     [
         ('{"prompt": "p", "a": "x"}', "there is no 'b': a pair has prompt, a and b; its keys are ['a', 'prompt']"),
+        ('{"a": "x", "b": "y"}', "there is no 'prompt': a pair has prompt, a and b"),
         ('{"prompt": "p", "a": "x", "b": "x"}', "a and b are the same text, 'x'"),
         ('{"prompt": "p", "a": "x", "b": "y", "choice": "left"}', "choice='left' must be one of"),
         ('{"prompt": "p", "a": "x", "a": "y"}', "has the key 'a' twice"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,21 @@ def test_loss_and_gradient_are_those_of_the_formula(word_model: Path, members: i
         torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-3)
 
 
+def test_a_stronger_preference_asks_for_a_wider_margin(word_model: Path):
+    """Llama 2's margin, on transformers' own rewards: 0.1 + 2·strength, and none for a tie."""
+    model, strengths = reward_model(word_model), (0.0, 0.5, 1.5, None)
+    pairs = [replace(p, columns={} if s is None else {"strength": s}) for p, s in zip(PAIRS, strengths, strict=False)]
+    config = RewardModelConfig(margin=0.1, strength_margin=2.0, center_coef=0.0, minibatch_size=4, micro_batch_size=4)
+    trainer = RewardModelTrainer(model, config, examples(pairs, model))
+    loss, _ = trainer.loss(trainer.batch(trainer.examples), torch.arange(4))
+    margins, terms = [0.1, 0.1 + 2 * 0.5, 0.0, 0.1], []
+    for e, margin in zip(trainer.examples, margins, strict=True):
+        first, second = library_rewards(model.members[0], e.ids)
+        d = first - second - margin
+        terms.append(-logsigmoid(d) if e.target == 1 else -0.5 * (logsigmoid(d) + logsigmoid(-d)))
+    assert loss.item() == pytest.approx(sum(term.item() for term in terms) / 4, rel=1e-5)
+
+
 def test_examples_have_the_preferred_response_first(word_model: Path):
     model = reward_model(word_model)
     ids = [[WORDS.index(word) for word in text.split()] for text in ("a b c d e", "a b f", "f a b c d e", "f g")]
@@ -126,6 +142,24 @@ def test_environments_score_as_it_was_trained(word_model: Path, tmp_path: Path, 
         _, reward, _, _, info = env.step(WORDS.index(word))
     expected = model(model.batch([[WORDS.index(word) for word in "abcd"]]))[0].item()
     assert info["score"] == reward == pytest.approx(expected, abs=1e-5)
+
+
+def test_adapters_and_head_learn_and_are_saved_merged(word_model: Path, tmp_path: Path):
+    """The weights below the adapters stay; transformers finds the same rewards in what is saved."""
+    model = RewardModel(LanguageModel(word_model), 2, lora_rank=2, lora_alpha=4, seed=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = RewardModelConfig(lr=1e-2, warmup_updates=0, minibatch_size=4, micro_batch_size=4)
+    RewardModelTrainer(model, config, examples(PAIRS, model)).train(4)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name for name in before if "lora_" in name or "score" in name} == changed
+    starts = [value for name, value in before.items() if "layers.0.self_attn.q_proj.lora_A" in name]
+    assert not torch.equal(*starts)  # each member begins elsewhere
+    model.save(tmp_path)
+    for number, folder in enumerate((tmp_path, tmp_path / "member-1")):
+        saved = AutoModelForSequenceClassification.from_pretrained(folder)
+        theirs = [library_rewards(saved, model.encode(pair)) for pair in PAIRS]
+        differences = torch.stack([a - b for a, b in theirs])
+        torch.testing.assert_close(model.differences(PAIRS)[number], differences.detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_conversations_are_read_through_the_chat_template(word_model: Path):

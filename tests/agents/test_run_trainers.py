@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from small_run import flags, start
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from textgen_env.agents.preferences.pairs import Pair, write_pairs, write_trl
 from textgen_env.agents.preferences.source import split_pairs
@@ -101,6 +101,14 @@ def test_a_supervised_run_measures_its_held_out_references(word_model: Path, pai
     AutoModelForCausalLM.from_pretrained(folder / "last")
 
 
+def test_a_reward_model_of_adapters_is_saved_merged(word_model: Path, pairs: Path, tmp_path: Path):
+    """Two members, which learn different adapters; what is left loads without peft."""
+    run("reward_model", tmp_path / "lora", word_model, pairs, "--lora-rank", "2", "--members", "2", "--updates", "2")
+    for member in ("last", "last/member-1"):
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "lora" / member)
+        assert not any("lora" in name for name in model.state_dict())
+
+
 @pytest.mark.parametrize("name", ["reinforce", "grpo", "sft", "dpo"])
 def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tmp_path: Path):
     run(name, tmp_path / "lora", word_model, pairs, "--lora-rank", "2", "--dtype", "bfloat16", "--updates", "2")
@@ -117,7 +125,8 @@ def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tm
         ("dpo", ["--beta", "0"], "beta=0.0 must be a finite number > 0"),
         ("dpo", ["--label-flip", "2"], "label_flip=2.0 must be a number from 0 to 1"),
         ("reward_model", ["--members", "0"], "members=0 must be a whole number ≥ 1"),
-        ("reward_model", ["--lora-rank", "2"], "Unrecognized options: --lora-rank"),
+        ("reward_model", ["--lora-rank", "-1"], "lora_rank=-1 must be a whole number ≥ 0"),
+        ("reward_model", ["--critic", "shared"], "Unrecognized options: --critic"),
         ("sft", ["--lr", "-1"], "lr=-1.0 must be a finite number ≥ 0"),
     ],
 )

@@ -95,6 +95,8 @@ def test_every_epoch_has_each_example_once_in_another_order(word_model: Path):
     assert [metrics["epoch"] for metrics, _ in batches] == [0.5, 1, 1.5, 2]
     first, second = ([text for _, batch in batches[i : i + 2] for text in batch.texts] for i in (0, 2))
     assert Counter(first) == Counter(second) == Counter(response for _, response in TEXTS)
+    epochs = [[text for _ in range(2) for text in trainer.iterate()[1].texts] for _ in range(4)]
+    assert len({tuple(order) for order in (first, second, *epochs)}) > 1
     orders = {tuple(make(word_model, seed=seed, lr=0.0).iterate()[1].texts) for seed in range(5)}
     assert len(orders) > 1
 

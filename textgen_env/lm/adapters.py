@@ -81,7 +81,8 @@ def _with_lora(model: Any, rank: int, alpha: int, generator: torch.Generator) ->
         message = f"lora_rank={rank} needs peft ({error}): pip install 'textgen_env[agents]'"
         raise ImportError(message, name=error.name) from error
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    kind = "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None  # a body generates nothing
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type=kind)
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; what it drew is replaced below
         adapted = get_peft_model(model, config)
     for name, parameter in adapted.named_parameters():
