@@ -159,7 +159,7 @@ def test_the_mathematics_of_agents_imports_torch_and_kl_alone(file: str) -> None
 
 def test_only_the_language_rooms_touch_transformers() -> None:
     touching = {room(name) for name, path in modules().items() if "transformers" in roots(path)}
-    assert touching <= {"lm", "scorers", "assets", "recipes", "agents"}
+    assert touching <= {"lm", "responders", "scorers", "assets", "recipes", "agents"}
 
 
 def test_importing_the_package_is_light() -> None:

@@ -23,7 +23,6 @@ MOVED = {
     "agents.command_line": "agents.training.command_line",
     "agents.display": "agents.training.display",
     "agents.environments": "agents.training.environments",
-    "agents.evaluate": "agents.training.evaluate",
     "agents.extra": "agents.training.extra",
     "agents.files": "agents.training.files",
     "agents.finite": "agents.training.finite",

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from conftest import WORDS
+from words import WORDS
 
 from textgen_env.agents.preferences.labellers import (
     SyntheticLabeller,

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from conftest import WORDS
+from words import WORDS
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification
 

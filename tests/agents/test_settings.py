@@ -91,9 +91,9 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
         RewardModelConfig,
         {
             **OPTIM,
-            "members": COUNT,
-            "frozen_layers": COUNT_OR_ZERO,
-            **dict.fromkeys(("margin", "center_coef", "value_lr"), NOT_NEGATIVE),
+            **dict.fromkeys(("members", "lora_alpha"), COUNT),
+            **dict.fromkeys(("frozen_layers", "lora_rank"), COUNT_OR_ZERO),
+            **dict.fromkeys(("margin", "strength_margin", "center_coef", "value_lr"), NOT_NEGATIVE),
         },
     ),
     (
