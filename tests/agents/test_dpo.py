@@ -10,8 +10,8 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from words import WORDS
 from torch.nn.functional import logsigmoid
+from words import WORDS
 
 from textgen_env.agents.dpo import DPO, DPOConfig, PairExample, examples
 from textgen_env.agents.policy import ActorConfig, ActorCritic

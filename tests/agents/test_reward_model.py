@@ -9,9 +9,9 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from words import WORDS
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification
+from words import WORDS
 
 from textgen_env.agents.preferences.labellers import SyntheticLabeller, choose_by_disagreement
 from textgen_env.agents.preferences.pairs import Pair
