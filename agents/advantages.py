@@ -64,7 +64,7 @@ def decoupled_gae(
     value_lam: float | Tensor,
     bootstrap_value: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`gae` with one λ for the policy's advantages and another for the critic's targets (Yuan et al. 2025, VC-PPO).
+    """`gae` with one λ for the policy's advantages and another for the critic's targets (VC-PPO; Yuan et al. 2025).
 
     Returns:
         A_t of ``lam`` and R_t of ``value_lam``, both (B, T).
@@ -76,7 +76,7 @@ def decoupled_gae(
 
 
 def length_adaptive_lam(response_mask: Tensor, alpha: float) -> Tensor:
-    """λ = 1 − 1/(α·l) of a response of l tokens, (B,), so that Σ_t λ^t ≈ α·l (Yue et al. 2025, VAPO, eq. 8).
+    """λ = 1 − 1/(α·l) of a response of l tokens, (B,), so that Σ_t λ^t ≈ α·l (VAPO; Yue et al. 2025).
 
     Where α·l is below 1 it is 0. VAPO's α of 0.05 is for thousands of tokens.
     """
