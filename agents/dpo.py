@@ -193,7 +193,7 @@ def examples(pairs: Sequence[Pair], venv: VectorEnv, language_model: LanguageMod
         ids = [language_model.encode_as_is(text) + [language_model.end_token_id] * ends[text] for text in ranked[:2]]
         too_long += any(len(each) > env.max_new_tokens for each in ids)
         first, second = (each[: env.max_new_tokens] for each in ids)
-        prompt_ids = tokenize_prompt(language_model, prompt, env.max_prompt_tokens, env.truncation)[0]
+        prompt_ids = tokenize_prompt(language_model, prompt, env.max_prompt_tokens, truncation=env.truncation)[0]
         found.append(PairExample(prompt.text, ranked[:2], prompt_ids, (first, second), ranked.target))
     if too_long:
         limit = f"max_new_tokens={env.max_new_tokens}"

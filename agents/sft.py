@@ -92,7 +92,7 @@ def examples(venv: VectorEnv, language_model: LanguageModel, separator: str = " 
         texts = [prompt.extra["completion"]] if "completion" in prompt.extra else prompt.references
         if not texts:
             raise ValueError(f'prompts[{number}]={prompt.text!r} has neither "references" nor a "completion" to learn')
-        prompt_ids = tokenize_prompt(language_model, prompt, env.max_prompt_tokens, env.truncation)[0]
+        prompt_ids = tokenize_prompt(language_model, prompt, env.max_prompt_tokens, truncation=env.truncation)[0]
         for text in texts:
             ids = language_model.encode_as_is(_behind(prompt, text, separator)) + [language_model.end_token_id]
             found.append(Example(prompt.text, text, prompt_ids, ids))

@@ -111,7 +111,7 @@ class Starts:
         Raises:
             ValueError: the tokenizer or its template cannot take it, or it is too long and must not be.
         """
-        token_ids, excess = tokenize_prompt(self._model, prompt, self._limit, self._truncation)
+        token_ids, excess = tokenize_prompt(self._model, prompt, self._limit, truncation=self._truncation)
         if excess and self._truncation == "error":
             raise ValueError(
                 f"a prompt of {len(token_ids) + excess} tokens is longer than max_prompt_tokens={self._limit}: "
