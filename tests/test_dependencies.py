@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = {"PIL": "pillow"}  # imported under another name than the distribution's
+NAMES = {"PIL": "pillow", "openenv": "openenv-core"}  # imported under another name than the distribution's
 PLUGINS = {"integrations", "recipes", "testing", "vader.py", "spacy_classifier.py"}  # imported when asked for
 OPTIONAL = {*PLUGINS, "agents", "benchmarks", "examples"}
 AGENTS = ("tyro", "rich", "matplotlib", "tensorboard", "peft")

@@ -115,7 +115,9 @@ class Starts:
         Raises:
             ValueError: the tokenizer or its template cannot take it, or it is too long and must not be.
         """
-        token_ids, excess = tokenize_prompt(self._model, prompt, self._limit, self._truncation, self.tools)
+        token_ids, excess = tokenize_prompt(
+            self._model, prompt, self._limit, truncation=self._truncation, tools=self.tools
+        )
         if excess and self._truncation == "error":
             raise ValueError(
                 f"a prompt of {len(token_ids) + excess} tokens is longer than max_prompt_tokens={self._limit}: "

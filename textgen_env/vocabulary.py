@@ -22,7 +22,7 @@ __all__ = ["ActionRules", "StopStrings", "fits_positions", "same_vocabulary", "t
 
 
 def tokenize_prompt(
-    model: LanguageModel, prompt: Prompt, max_tokens: int, truncation: str = "left", tools: Tools = ()
+    model: LanguageModel, prompt: Prompt, max_tokens: int, *, truncation: str = "left", tools: Tools = ()
 ) -> tuple[list[int], int]:
     """The tokens of a prompt, at most `max_tokens`, and how many were cut off.
 

@@ -8,7 +8,14 @@ import sys
 
 import pytest
 
-LIBRARIES = {"torchrl": "torchrl", "tianshou": "tianshou", "rllib": "ray", "trl": "trl", "textworld": "textworld"}
+LIBRARIES = {
+    "torchrl": "torchrl",
+    "tianshou": "tianshou",
+    "rllib": "ray",
+    "trl": "trl",
+    "textworld": "textworld",
+    "openenv": "openenv",
+}
 
 
 @pytest.mark.parametrize("extra", LIBRARIES)

@@ -23,6 +23,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "affine": {"scorer": "rougeL", "gain": 2.0, "bias": -0.5},
     "clip": {"scorer": RULE, "low": 0.25, "high": 0.75},
     "eos_penalty": {"scorer": RULE},
+    "last_turn": {"scorer": RULE},
     "overlong_penalty": {"scorer": RULE, "maximum": 20, "margin": 10},
     "dense": {"scorer": RULE},
     "token_rewards": {"function": lambda completions, *, completion_ids, **_: [[0.5] * len(i) for i in completion_ids]},
