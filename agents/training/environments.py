@@ -40,8 +40,8 @@ def make_environments(
         for name in ("model", "scorer", "max_new_tokens", "max_prompt_tokens", "temperature", "device", "dtype")
         if (value := getattr(settings, name)) is not None
     }
-    if settings.scorer is not None and settings.scorer.lstrip().startswith("{"):
-        arguments["scorer"] = _from_json(settings.scorer)
+    if settings.scorer is not None:
+        arguments["scorer"] = read_scorer("scorer", settings.scorer)
     source = settings.prompts or spec.kwargs.get("prompts")
     if source is None:
         raise ValueError(f"prompts=None: {settings.env} has no prompts of its own; name a file or a set")
@@ -78,11 +78,18 @@ def token_env_spec(env: str) -> Any:
     return spec
 
 
-def _from_json(scorer: str) -> Any:
+def read_scorer(setting: str, value: str) -> Any:
+    """A scorer's name as it is, its JSON form as a mapping.
+
+    Raises:
+        ValueError: it begins like JSON and is none; names the setting.
+    """
+    if not value.lstrip().startswith("{"):
+        return value
     try:
-        return json.loads(scorer)
+        return json.loads(value)
     except ValueError as error:
-        raise ValueError(f"scorer={scorer!r} begins like JSON, but is none: {error}") from error
+        raise ValueError(f"{setting}={value!r} begins like JSON, but is none: {error}") from error
 
 
 def split_prompts(prompts: list[Prompt], held_out: int) -> tuple[list[Prompt], list[Prompt]]:

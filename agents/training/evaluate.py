@@ -1,6 +1,6 @@
 """Judging a policy on held-out prompts.
 
-What lives here: `play`, which plays each prompt once with a sampler of its own, so that the training's random numbers
+What lives here: `play`, which plays each prompt with a sampler of its own, so that the training's random numbers
 are untouched and two policies meet the same luck, and `evaluate`, the numbers that come of it with their standard
 errors. What does not: tables and plots (``report.py``).
 """
@@ -78,7 +78,7 @@ def jackknife(left_out: Sequence[float]) -> float:
 
 @dataclass
 class Played:
-    """Each prompt played once: a rollout, and per response token (B, T) float32, 0 elsewhere."""
+    """Each prompt played: a rollout, and per response token (B, T) float32, 0 elsewhere."""
 
     rollout: Rollout
     log_probs: Tensor
@@ -104,8 +104,10 @@ def play(
     *,
     seed: int = 0,
     sampling: SamplingParams | None = None,
+    samples: int = 1,
+    greedy: bool = False,
 ) -> Played:
-    """Play every prompt of ``venv`` once and score the responses under the policy and the reference.
+    """Play every prompt of ``venv`` and score the responses under the policy and the reference.
 
     Args:
         venv: a batched environment on the held-out prompts, with no more slots than it has prompts.
@@ -113,13 +115,15 @@ def play(
         reference: log π_ref of response tokens, see `ActorCritic.reference`.
         seed: of the sampler.
         sampling: how the policy samples; None: at the environment's temperature.
+        samples: responses per prompt, which stand side by side.
+        greedy: take the likeliest token instead; log-probs are those of ``sampling``.
     """
     env = cast(Any, venv.unwrapped)
     sampling = sampling or SamplingParams(env.temperature)
     generator = torch.Generator(policy.device).manual_seed(seed)
-    count = len(env.prompts)
-    prompts = range(count)
-    rollout = collect(venv, policy.language_model, count, generator=generator, prompts=prompts, sampling=sampling)
+    prompts = [number for number in range(len(env.prompts)) for _ in range(samples)]
+    count, model = len(prompts), policy.language_model
+    rollout = collect(venv, model, count, generator=generator, sampling=sampling, greedy=greedy, prompts=prompts)
     rollout = rollout.to(policy.device)
     log_probs, ref_log_probs, values = [], [], []
     micro_batches = torch.arange(count, device=policy.device).split(ROWS)
