@@ -7,7 +7,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from textgen_env.integrations.rllib import KLPenalty, LMHeadModule
 
 
-def main(env_id: str = "textgen/Sentiment-v0", iterations: int = 12, seed: int = 0, **task) -> tuple[float, float]:
+def main(env_id: str = "textgen/Sentiment-v0", iterations: int = 18, seed: int = 0, **task) -> tuple[float, float]:
     """Train; the mean score of the first and of the last iteration."""
     ray.init(num_cpus=3, include_dashboard=False, object_store_memory=2**28, ignore_reinit_error=True)
     config = (
