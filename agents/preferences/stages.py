@@ -74,9 +74,7 @@ def rescore(venv: VectorEnv, rollout: Rollout, scorer: Callable[..., Any]) -> li
 def stages_table(stages: Mapping[str, EvalReport]) -> Table:
     """One row per stage: each metric ± its standard error; below both scores, their paired difference to the first."""
     first = next(iter(stages.values()))
-    title = (
-        f"{len(first.texts)} held-out prompts: scores, KL and length per response (± standard error; Δ to the first)"
-    )
+    title = f"{len(first.texts)} held-out prompts, per response (± standard error; Δ to the first line)"
     table = Table(title=title, title_justify="left", show_lines=True)
     table.add_column("policy")
     for _, label, _ in COLUMNS:
