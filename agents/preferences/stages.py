@@ -19,12 +19,13 @@ from ..policy import ActorCritic, Reference
 from ..rollout import Rollout
 from ..training.evaluate import EvalReport, play, standard_error_of_difference, summarize
 from ..training.extra import Table
+from ..training.report import with_error
 
 COLUMNS = (
-    ("judge", "judge's score", "{:.3f}"),
-    ("reward_model", "reward model's", "{:.2f}"),
-    ("kl_per_response", "KL, nats per response", "{:.2f}"),
-    ("response_length", "length, tokens", "{:.1f}"),
+    ("judge", "judge", "{:.3f}"),
+    ("reward_model", "reward model", "{:.2f}"),
+    ("kl_per_response", "KL, nats", "{:.2f}"),
+    ("response_length", "tokens", "{:.1f}"),
 )
 
 
@@ -71,30 +72,25 @@ def rescore(venv: VectorEnv, rollout: Rollout, scorer: Callable[..., Any]) -> li
 
 
 def stages_table(stages: Mapping[str, EvalReport]) -> Table:
-    """One row per stage: each metric ± its standard error, and the scores' paired differences to the first stage."""
+    """One row per stage: each metric ± its standard error; below both scores, their paired difference to the first."""
     first = next(iter(stages.values()))
-    title = f"{len(first.texts)} held-out prompts (± standard error; Δ to the first line, paired)"
-    table = Table(title=title, title_justify="left")
+    title = f"{len(first.texts)} held-out prompts, per response (± standard error; Δ to the first line)"
+    table = Table(title=title, title_justify="left", show_lines=True)
     table.add_column("policy")
-    for name, label, _ in COLUMNS:
-        table.add_column(label, justify="right")
-        if name in ("judge", "reward_model"):
-            table.add_column("Δ", justify="right")
+    for _, label, _ in COLUMNS:
+        table.add_column(label, justify="right", no_wrap=True)
     for stage, report in stages.items():
-        cells: list[str] = []
-        for name, _, form in COLUMNS:
-            cells.append(_cell(form, report.metrics[name], report.standard_error(name)))
-            if name in ("judge", "reward_model"):
-                error = standard_error_of_difference(first, report, name)
-                signed = form.replace("{:", "{:+")
-                difference = report.metrics[name] - first.metrics[name]
-                cells.append("" if report is first else _cell(signed, difference, error, form))
-        table.add_row(stage, *cells)
+        table.add_row(stage, *(_cell(first, report, name, form) for name, _, form in COLUMNS))
     return table
 
 
-def _cell(form: str, value: float, error: float, error_form: str | None = None) -> str:
-    return form.format(value) + ("" if math.isnan(error) else f" ± {(error_form or form).format(error)}")
+def _cell(first: EvalReport, report: EvalReport, name: str, form: str) -> str:
+    value = with_error(form, report.metrics[name], form, report.standard_error(name))
+    if report is first or name not in ("judge", "reward_model"):
+        return value
+    difference = report.metrics[name] - first.metrics[name]
+    error = standard_error_of_difference(first, report, name)
+    return f"{value}\nΔ {with_error(form.replace('{:', '{:+'), difference, form, error)}"
 
 
 def _mean(values: Sequence[float]) -> float:

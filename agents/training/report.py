@@ -85,8 +85,8 @@ def before_after_table(before: EvalReport, after: EvalReport, optimum: Optimum |
     for key, label, form in (row for row in ROWS if row[0] in before.metrics and row[0] in after.metrics):
         old, new = before.metrics[key], after.metrics[key]
         error = standard_error_of_difference(before, after, key)
-        difference = _with_error(form.replace("{:", "{:+"), new - old, form, error)
-        cells = (_with_error(form, side.metrics[key], form, side.standard_error(key)) for side in (before, after))
+        difference = with_error(form.replace("{:", "{:+"), new - old, form, error)
+        cells = (with_error(form, side.metrics[key], form, side.standard_error(key)) for side in (before, after))
         table.add_row(label, *cells, difference)
     if optimum is not None:
         _add_objective(table, before, after, optimum)
@@ -106,7 +106,8 @@ def _add_objective(table: Table, before: EvalReport, after: EvalReport, optimum:
     table.add_row("share of the attainable gain", *shares, "")
 
 
-def _with_error(form: str, value: float, error_form: str, error: float) -> str:
+def with_error(form: str, value: float, error_form: str, error: float) -> str:
+    """A number ± its standard error, which is left out where it is not known (NaN)."""
     return form.format(value) + ("" if math.isnan(error) else f" ± {error_form.format(error)}")
 
 

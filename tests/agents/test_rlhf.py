@@ -23,9 +23,11 @@ from textgen_env.agents.preferences.labellers import SyntheticLabeller, agreemen
 from textgen_env.agents.preferences.loop import label_schedule
 from textgen_env.agents.preferences.pairs import Pair, read_pairs, write_pairs
 from textgen_env.agents.preferences.source import JudgeConfig
+from textgen_env.agents.preferences.stages import stages_table
 from textgen_env.agents.preferences.store import PreferenceStore
 from textgen_env.agents.rlhf import RLHF, main, make_run
 from textgen_env.agents.training.checkpoint import latest_checkpoint, read_state
+from textgen_env.agents.training.evaluate import EvalReport
 from textgen_env.agents.training.metrics_log import read_metrics
 
 LOOP = ["--rounds", "2", "--sft-updates", "1", "--select", "disagreement", "--reward-model.members", "2"]
@@ -214,6 +216,19 @@ def test_the_reward_model_is_fitted_to_all_labels_so_far(loop: Path):
     settings = json.loads((loop / "round-2" / "reward_model" / "settings.json").read_text())
     assert settings["data"]["pairs"] == str(loop / "round-2" / "pairs.jsonl")
     assert settings["model"] == str(loop / "sft" / "last")  # from scratch, each time
+
+
+def test_the_table_of_stages_by_hand():
+    """Judged .4 and .6, then .6 and 1: means .5 and .8, errors .1 and .2; of the difference .1."""
+
+    def report(judged: list[float]) -> EvalReport:
+        others = {"reward_model": 0.0, "kl_per_response": 1.0, "response_length": 2.0}
+        return EvalReport({"judge": sum(judged) / 2, **others}, ["p", "q"], ["", ""], judged, {"judge": judged[::-1]})
+
+    table = stages_table({"before": report([0.4, 0.6]), "after": report([0.6, 1.0])})
+    assert list(table.columns[1].cells) == ["0.500 ± 0.100", "0.800 ± 0.200\nΔ +0.300 ± 0.100"]
+    assert list(table.columns[2].cells) == ["0.00", "0.00\nΔ +0.00"]  # errors that are not known are left out
+    assert list(table.columns[3].cells) == ["1.00", "1.00"]
 
 
 # --- stops and kills --------------------------------------------------------------------------------------------------
