@@ -18,6 +18,7 @@ ORDER = [
     ["prompt_files", "responders", "scorers"],
     ["prompts"],
     ["config", "kl_penalty", "action_masks", "reward", "saved_state", "stop_strings", "vocabulary"],
+    ["replies"],
     ["turns"],
     ["starts"],
     ["engine"],

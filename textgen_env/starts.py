@@ -67,7 +67,7 @@ class Starts:
                 try:
                     self.read(prompt)
                     if order and self._turns:
-                        self._turns.check_prompt(prompt)
+                        self._turns.encoder.check_prompt(prompt)
                 except ValueError as error:
                     raise ValueError(f"prompts[{index}]: {error}") from error
 
@@ -84,7 +84,7 @@ class Starts:
         prompt = as_prompt(choice, "options['prompt']")  # type: ignore[arg-type]
         check_columns(prompt, self._taken, "options['prompt']")
         if prompt.messages and self._turns:
-            self._turns.check_prompt(prompt)
+            self._turns.encoder.check_prompt(prompt)
         if self._truncation == "error":
             self.read(prompt)
         return prompt

@@ -1,12 +1,12 @@
-"""Whose turn it is: when the agent's ends, what the environment is asked, and how its replies become tokens.
+"""Whose turn it is: when the agent's ends, and what the environment is asked.
 
-The engine appends the agent's tokens, scores and ends episodes; what environments there are stands in `responders/`.
+How replies become tokens is `replies.py`'s, what environments there are stands in `responders/`; the engine appends the
+agent's tokens, scores and ends episodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,32 +15,12 @@ from numpy.typing import NDArray
 from textgen_env.config import EnvConfig
 from textgen_env.episode import Episodes, FinishReason, Prompt
 from textgen_env.lm.language_model import LanguageModel
-from textgen_env.messages import turn_frame
+from textgen_env.messages import Tools
 from textgen_env.notices import shown, warn_user
+from textgen_env.replies import Answer, ReplyEncoder
 from textgen_env.responders import Reply, Responder, as_responder
 from textgen_env.responders.base import PerText, checked
 from textgen_env.stop_strings import StopStrings
-
-CHARACTERS_PER_TOKEN = 64  # of a reply so many are read at most: 100 MB must not be tokenised to keep a few tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A reply, checked and as tokens.
-
-    Attributes:
-        text: what is appended, for scorers and people.
-        token_ids: the same as the model reads it; of a conversation, with what its template puts around it.
-        reward: what the environment pays.
-        finish_reason: why the episode ends with it; None where it goes on.
-        info: what it adds to the `info` of the step.
-    """
-
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    reward: float = 0.0
-    finish_reason: FinishReason | None = None
-    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Turns:
@@ -57,8 +37,8 @@ class Turns:
 
     Attributes:
         responder: the environment.
-        role: whose messages its replies are in a conversation.
         tools: JSON schemas of the functions that it offers, for the chat template.
+        encoder: makes tokens of its replies.
 
     Raises:
         TypeError, ValueError, ImportError: no responder; see `as_responder`.
@@ -66,10 +46,10 @@ class Turns:
 
     def __init__(self, config: EnvConfig, model: LanguageModel, stop_strings: StopStrings) -> None:
         self.responder: Responder = as_responder(config.responder)
-        self.role: str = getattr(self.responder, "role", "user")
-        self.tools: Sequence[Mapping[str, Any]] = getattr(self.responder, "tool_schemas", ())
-        self.max_turns, self.max_reply_tokens = config.max_turns, config.max_reply_tokens
-        self.max_new_tokens, self.stop_strings = config.max_new_tokens, stop_strings
+        self.tools: Tools = getattr(self.responder, "tool_schemas", ())
+        role = getattr(self.responder, "role", "user")
+        self.encoder = ReplyEncoder(model, config.max_reply_tokens, role, self.tools)
+        self.max_turns, self.max_new_tokens, self.stop_strings = config.max_turns, config.max_new_tokens, stop_strings
         self.turn_strings = StopStrings(config.turn_strings, model, argument="turn_strings")
         self.model = model
         self._waiting: dict[int, tuple[list[int] | None, Answer | None]] = {}  # by slot: to which turn (None: any)
@@ -111,7 +91,7 @@ class Turns:
                 f"responder: reset returned {shown(text)} for slot {slot}, whose prompt is a conversation: there the "
                 "agent writes next; return '' and make the opening a message of the prompt"
             )
-        return self._as_answer(Reply(text), prompt, ())
+        return self.encoder(Reply(text), prompt, ())
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
@@ -228,7 +208,7 @@ class Turns:
         assert prompt is not None  # the slot is playing
         reply = checked(reply, slot)
         try:
-            return self._as_answer(reply, prompt, episodes.present_turn(slot)[1])
+            return self.encoder(reply, prompt, episodes.present_turn(slot)[1])
         except ValueError as error:  # a token that the model has no row for
             return self._failed(slot, error)
 
@@ -241,51 +221,6 @@ class Turns:
                 "finish_reason='failed' and not scored (said once for an environment)"
             )
         return Answer(finish_reason=FinishReason.FAILED, info={"error": told})
-
-    # --- replies as tokens --------------------------------------------------------------------------------------------
-
-    def _as_answer(self, reply: Reply, prompt: Prompt, turn: Sequence[int]) -> Answer:
-        """The tokens of a reply to a turn; what is beyond `max_reply_tokens` is cut, and `info` says so."""
-        head, space, tail = self._frame(prompt, turn) if turn else ((), "", ())
-        room, most = self.max_reply_tokens - len(head) - len(tail), self.max_reply_tokens * CHARACTERS_PER_TOKEN
-        text = reply.text[:most].encode(errors="replace").decode()  # a lone surrogate is no text
-        token_ids = self.model.encode_plain(space + text)
-        cut = len(reply.text) > most or len(token_ids) > room
-        if cut:
-            token_ids = token_ids[:room]
-            text = self.model.decode(token_ids).removeprefix(space)
-        info: dict[str, Any] = ({"reply": text} if turn else {}) | ({"reply_cut": True} if cut else {})
-        info |= {"reply_info": dict(reply.info)} if reply.info else {}
-        reason = FinishReason.ENVIRONMENT if reply.terminated else FinishReason.HORIZON if reply.truncated else None
-        return Answer(text, (*head, *token_ids, *tail), float(reply.reward), reason, info)
-
-    def _frame(self, prompt: Prompt, turn: Sequence[int]) -> tuple[Sequence[int], str, Sequence[int]]:
-        """What a chat template puts before and behind a reply to this turn; nothing where the prompt is a text.
-
-        A space right before the reply comes as text: most tokenizers make one token of it and the first word.
-        """
-        if prompt.messages is None:
-            return (), "", ()
-        before, behind = turn_frame(self.model.tokenizer, prompt.messages, self.role, self.tools)
-        stripped = before.rstrip(" ")
-        head, tail = self.model.encode_as_is(stripped), self.model.encode_as_is(behind)
-        if head and head[0] == turn[-1]:  # the agent has closed its turn itself
-            head = head[1:]
-        return head, before[len(stripped) :], tail
-
-    def check_prompt(self, prompt: Prompt) -> None:
-        """Check that replies to this conversation have room for what its chat template puts around them.
-
-        Raises:
-            ValueError: they have not, or the template rewrites what was said before.
-        """
-        head, space, tail = self._frame(prompt, (-1,))
-        around = len(head) + len(self.model.encode_plain(space)) + len(tail)
-        if around >= self.max_reply_tokens:
-            raise ValueError(
-                f"max_reply_tokens={self.max_reply_tokens} leave no room for a reply beside the {around} tokens that "
-                "the chat template puts around it"
-            )
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 

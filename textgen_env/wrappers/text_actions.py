@@ -18,7 +18,7 @@ from gymnasium.vector.utils import batch_space
 from textgen_env.config import check_choice
 from textgen_env.engine import Engine
 from textgen_env.notices import shown
-from textgen_env.turns import CHARACTERS_PER_TOKEN
+from textgen_env.replies import CHARACTERS_PER_TOKEN
 from textgen_env.wrappers.attributes import check_directly_around
 from textgen_env.wrappers.text_spaces import UnicodeText, is_writable
 
