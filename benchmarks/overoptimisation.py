@@ -133,15 +133,16 @@ def train(settings: PPOSettings, judge: Callable[..., Any]) -> list[dict[str, fl
         console = Console(stderr=True)
         run = JudgedRun(judge, settings, lambda run: PPO(run.venv, run.policy, settings.ppo, **run.options), console)
         run.execute()
-        before = json.loads((run.folder / "before.json").read_text(encoding="utf-8"))["metrics"]
+        before = EvalReport(**json.loads((run.folder / "before.json").read_text(encoding="utf-8")))
         found = [r for r in read_metrics(run.folder / "metrics.jsonl") if "eval/judge" in r]
-    records = [{"update": 0, **{f"eval/{name}": value for name, value in before.items()}}, *found]
+    start = before.metrics | {"judge_stderr": before.standard_error("judge")}
+    records = [{"update": 0, **{f"eval/{name}": value for name, value in start.items()}}, *found]
     return [
         {
             "update": record["update"],
             "distance": math.sqrt(max(0.0, record["eval/kl_per_response"])),
             "judge": record["eval/judge"],
-            "judge_stderr": record.get("eval/judge_stderr", math.nan),
+            "judge_stderr": record["eval/judge_stderr"],
             "reward_model": record["eval/score"],
         }
         for record in records
