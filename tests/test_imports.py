@@ -28,6 +28,7 @@ ORDER = [
     ["wrappers"],
     ["integrations", "testing", "recipes"],
     ["agents"],
+    ["__main__"],
 ]
 # The same within lm/.
 LM_ORDER = [
