@@ -250,7 +250,8 @@ def test_vector_agents_learn(arguments: dict[str, Any], algorithm: Any) -> None:
     model = algorithm("MlpPolicy", features(arguments, 4), gamma=1.0, learning_rate=3e-3, seed=0, **settings)
     before = mean_score(model, features(arguments, 4))
     model.learn(4000)
-    assert mean_score(model, features(arguments, 4)) > before + 0.25
+    after = mean_score(model, features(arguments, 4))
+    assert 1 - after < (1 - before) / 2  # half of what was missing; before, the venv draws its prompts unseeded
 
 
 def test_statistics_are_those_of_sb3s_own_monitor(arguments: dict[str, Any]) -> None:
