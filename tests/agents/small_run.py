@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ def write_prompts(path: Path) -> Path:
     """Sixteen prompts of two words."""
     path.write_text("".join(json.dumps({"prompt": f"{a} {b}"}) + "\n" for a in "abcd" for b in "efgh"))
     return path
+
+
+def write_completions(path: Path) -> Path:
+    """The same sixteen prompts, each with a completion."""
+    rows = ({"prompt": f"{a} {b}", "completion": f"{b} {a}"} for a in "abcd" for b in "efgh")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def as_flags(values: Mapping[str, Any], *more: str) -> list[str]:
+    return [*(part for name, value in values.items() for part in (f"--{name}", str(value))), *more]
 
 
 def flags(output: Path, model: Path, prompts: Path, *more: str) -> list[str]:
@@ -41,7 +53,7 @@ def flags(output: Path, model: Path, prompts: Path, *more: str) -> list[str]:
         "sample-every": 5,
         "output": output,
     }
-    return [*(part for name, value in values.items() for part in (f"--{name}", str(value))), *more]
+    return as_flags(values, *more)
 
 
 def small_settings(output: Path, model: Path, prompts: Path, **more: Any) -> PPOSettings:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_run import as_flags, write_completions
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from textgen_env.agents import rlhf
@@ -36,10 +37,7 @@ LOOP += ["--label-temperature", "0.5", "--initial-share", "0.5", "--sft.minibatc
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    rows = ({"prompt": f"{a} {b}", "completion": f"{b} {a}"} for a in "abcd" for b in "efgh")
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_completions(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
 
 
 def flags(output: Path, model: Path, prompts: Path, *more: str) -> list[str]:
@@ -65,7 +63,7 @@ def flags(output: Path, model: Path, prompts: Path, *more: str) -> list[str]:
     }
     values |= dict.fromkeys(("sft.micro-batch-size", "reward-model.micro-batch-size", "ppo.micro-batch-size"), 4)
     values |= {"sft.minibatch-size": 4, "ppo.minibatch-size": 4, "reward-model.warmup-updates": 0, "ppo.lr": 0.01}
-    return [*(part for name, value in values.items() for part in (f"--{name}", str(value))), *more]
+    return as_flags(values, *more)
 
 
 ASKED: list[str] = []

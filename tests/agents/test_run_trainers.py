@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import flags, start
+from small_run import flags, start, write_completions
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from textgen_env.agents.preferences.pairs import Pair, write_pairs, write_trl
@@ -28,10 +28,7 @@ MODULES = ["reinforce-mean", "reinforce-learned", "grpo", "sft", "dpo", "reward_
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen prompts of two words, each with a completion."""
-    path = tmp_path_factory.mktemp("prompts") / "pairs.jsonl"
-    rows = ({"prompt": f"{a} {b}", "completion": f"{b} {a}"} for a in "abcd" for b in "efgh")
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_completions(tmp_path_factory.mktemp("prompts") / "pairs.jsonl")
 
 
 def flags_of(name: str, output: Path, model: Path, prompts: Path, *more: str) -> tuple[str, list[str]]:
