@@ -12,13 +12,13 @@ import torch
 pytest.importorskip("trl", reason="TRL is the extra 'trl'")
 
 from trl import DPOTrainer
-from trl import GRPOTrainer as TRLGRPO
 
+from benchmarks.peers.trl_losses import grpo_loss
 from textgen_env.agents.grpo import GRPO, GRPOConfig
 from textgen_env.agents.policy import TokenEvaluation
 from textgen_env.agents.preference_losses import ipo_loss, preference_loss
 
-RESPONSES, PROMPT, LENGTH, BETA = 6, 2, 5, 0.3
+RESPONSES, LENGTH, BETA = 6, 5, 0.3
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -41,34 +41,10 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def of_trl(given: dict[str, torch.Tensor], settings: dict[str, Any], kl_coef: float) -> tuple[float, torch.Tensor]:
-    """`GRPOTrainer._compute_loss` of a trainer that has nothing but these settings."""
+    """`GRPOTrainer._compute_loss`, with KL as ours is."""
     new = given["new"].clone().requires_grad_()
-    accelerator = SimpleNamespace(num_processes=1, gather=lambda x: x, device="cpu", reduce=lambda x, **_: x)
-    trainer = SimpleNamespace(
-        **{"importance_sampling_level": "token", "epsilon_low": 0.2, "epsilon_high": 0.2, **settings},
-        beta=kl_coef,
-        max_completion_length=LENGTH,
-        model=SimpleNamespace(training=False),
-        args=SimpleNamespace(use_bias_correction_kl=True, delta=None),
-        accelerator=accelerator,
-        aux_loss_enabled=False,
-        top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None,
-        use_vllm=False,
-        _entropy_bonus_enabled=False,
-        _metrics=defaultdict(lambda: defaultdict(list)),
-        _get_per_token_logps_and_entropies=lambda *_, **__: (new, torch.zeros_like(new), None),
-    )
-    prompts = torch.ones(RESPONSES, PROMPT, dtype=torch.long)
-    inputs = {
-        **dict.fromkeys(("prompt_ids", "prompt_mask"), prompts),
-        **dict.fromkeys(("completion_ids", "completion_mask"), given["mask"]),
-        "advantages": given["advantages"],
-        "old_per_token_logps": given["old"],
-        "ref_per_token_logps": given["ref"],
-        "num_items_in_batch": given["mask"].sum(),
-    }
-    loss = TRLGRPO._compute_loss(trainer, None, inputs)
+    constants = (given["old"], given["ref"], given["advantages"], given["mask"])
+    loss = grpo_loss(new, *constants, max_length=LENGTH, kl_coef=kl_coef, bias_correction=True, **settings)
     loss.backward()
     return float(loss.detach()), new.grad
 

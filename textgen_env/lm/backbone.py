@@ -89,7 +89,7 @@ def _transforms(config: Any) -> dict[str, Transform]:
 
 def _matching_transform(inner: Any, body: nn.Module, linear: nn.Module) -> str | None:
     device = next(inner.parameters()).device
-    tokens = torch.arange(1, 5, device=device).unsqueeze(0)
+    tokens = torch.arange(1, 5, device=device).unsqueeze(0) % inner.config.get_text_config().vocab_size
     with torch.no_grad(), evaluating(inner):
         own = inner(input_ids=tokens, use_cache=False).logits
         try:

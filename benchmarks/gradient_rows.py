@@ -1,0 +1,320 @@
+"""The estimators and losses whose expected gradient ``gradients.py`` measures.
+
+What lives here: `Row`, what a plugged-in loss is given (`Sample`), this package's trainers as rows, losses as they were
+published, the sections. What does not: TRL's own code (``peers/trl_losses.py``), measuring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from benchmarks.enumerated import RESPONSES, STATES, EnumeratedTask
+from textgen_env.agents import losses
+from textgen_env.agents.advantages import leave_one_out
+from textgen_env.agents.grpo import GRPO, GRPOConfig
+from textgen_env.agents.policy import ActorConfig, ActorCritic, PolicyConfig
+from textgen_env.agents.ppo import PPO, PPOConfig
+from textgen_env.agents.reinforce import Reinforce, ReinforceConfig
+from textgen_env.agents.rollout import Rollout
+from textgen_env.agents.training.on_policy import OnPolicyTrainer, Scores
+from textgen_env.kl import k1, k2, k3
+
+Loss: TypeAlias = Callable[[Rollout], Tensor]
+"""A batch of responses → the scalar that is minimised, with gradient into the task's policy."""
+SIZES = dict.fromkeys(("episodes", "minibatch_size", "micro_batch_size"), 16384)  # one pass each
+WRONG = {(): 0.5, (1,): -0.8, (2,): 0.6}
+"""How far off the critic is that is called wrong, in each state."""
+
+
+@dataclass
+class Sample:
+    """What a plugged-in loss may read of a batch; (B, T) tensors of response tokens alone, T = 2.
+
+    Attributes:
+        log_probs: log π(a|s) of the policy whose gradient is asked for, with gradient.
+        old_log_probs: of the policy that the responses were drawn from.
+        ref_log_probs: of the reference.
+        full_kl: Σ_a π(a|s)·log π(a|s)/π_ref(a|s) at each state, with gradient.
+        untruncated_log_probs: ``log_probs`` over all tokens, where the responses are drawn from a nucleus.
+        scores: (B,).
+        mask: 1 at the tokens of a response.
+        group_size: responses that are compared with each other, in adjacent rows.
+        kl_coef: β.
+    """
+
+    log_probs: Tensor
+    old_log_probs: Tensor
+    ref_log_probs: Tensor
+    full_kl: Tensor
+    untruncated_log_probs: Tensor
+    scores: Tensor
+    mask: Tensor
+    group_size: int
+    kl_coef: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: what makes the loss for a task, and the batches (group size, groups) it is measured on."""
+
+    name: str
+    make: Callable[[EnumeratedTask], Loss]
+    batches: tuple[tuple[int, int], ...] = ((2, 1), (4, 1))
+    default: bool = False
+
+
+def trained_by(
+    trainer: type[OnPolicyTrainer], config: Any, *, critic: dict[tuple[int, ...], float] | None = None, **settings: Any
+) -> Callable[[EnumeratedTask], Loss]:
+    """A trainer of this package, with its own `advantages` and `loss`.
+
+    Args:
+        trainer, config: the class, and that of its settings.
+        critic: how far V is from the truth in each state; None: there is no critic.
+        settings: of the algorithm, but for sizes and β.
+    """
+
+    def make(task: EnumeratedTask) -> Loss:
+        chosen = config(**SIZES, kl_coef=task.kl_coef, top_p=task.top_p, **settings)
+        policy = ActorCritic(task.policy, ActorConfig() if critic is None else PolicyConfig(critic="detached"))
+        made = trainer(task.make_venv(), policy, chosen)
+        if critic is not None:
+            truth = task.values()
+            _say(made, {state: truth[state] + critic[state] for state in STATES})
+
+        def loss(rollout: Rollout) -> Tensor:
+            with task.behaving():
+                batch = made.advantages(rollout)
+            return made.loss(batch, torch.arange(len(rollout.texts)))[0]
+
+        return loss
+
+    return make
+
+
+def _say(trainer: OnPolicyTrainer, values: dict[tuple[int, ...], float]) -> None:
+    """Let the critic say exactly this."""
+    scored = trainer.score
+
+    def score(rollout: Rollout) -> Scores:
+        scores = scored(rollout)
+        said = torch.zeros_like(scores.log_probs)
+        for row, mask in enumerate(rollout.response_mask.bool()):
+            columns = mask.nonzero().flatten().tolist()
+            written = rollout.input_ids[row, columns].tolist()
+            for t, column in enumerate(columns):
+                said[row, column] = values[tuple(written[:t])]
+        return scores._replace(values=said)
+
+    trainer.score = score  # type: ignore[method-assign]
+
+
+def plugged_in(function: Callable[[Sample], Tensor], group_size: int | None = None) -> Callable[[EnumeratedTask], Loss]:
+    """Anybody's loss, as a function of a `Sample`; None: a batch is one group."""
+
+    def make(task: EnumeratedTask) -> Loss:
+        return lambda rollout: function(sample_of(task, rollout, group_size or len(rollout.texts)))
+
+    return make
+
+
+def sample_of(task: EnumeratedTask, rollout: Rollout, group_size: int) -> Sample:
+    """The tensors of a batch, by the task's oracles."""
+    texts = zip(rollout.input_ids, rollout.response_mask.bool(), strict=True)
+    number = torch.tensor([RESPONSES.index(tuple(ids[mask].tolist())) for ids, mask in texts])
+
+    def batch(per_response: dict[tuple[int, ...], Tensor]) -> Tensor:
+        """(B, T) of what each possible response has."""
+        rows = [torch.nn.functional.pad(per_response[r], (0, 2 - len(r))) for r in RESPONSES]
+        return torch.stack(rows)[number]
+
+    return Sample(
+        log_probs=batch(task.log_probs),
+        old_log_probs=batch(task.old_log_probs),
+        ref_log_probs=batch(task.ref_log_probs),
+        untruncated_log_probs=batch(task.whole.log_probs),
+        full_kl=batch({r: torch.stack([task.kls[r[:t]] for t in range(len(r))]) for r in RESPONSES}),
+        scores=rollout.scores.double(),
+        mask=batch({r: torch.ones(len(r), dtype=torch.long) for r in RESPONSES}),
+        group_size=group_size,
+        kl_coef=task.kl_coef,
+    )
+
+
+# --- losses as they were published ------------------------------------------------------------------------------------
+
+
+def in_the_loss(estimate: Callable[[Tensor, Tensor], Tensor], *, ratio: bool = False) -> Callable[[Sample], Tensor]:
+    """β·Σ_t of an estimator at the sampled tokens, differentiated; ``ratio``: times π/π_old."""
+
+    def loss(sample: Sample) -> Tensor:
+        kl = estimate(sample.log_probs, sample.ref_log_probs)
+        if ratio:
+            kl = kl * (sample.log_probs - sample.old_log_probs).exp()
+        return sample.kl_coef * losses.constant_mean(1)(kl, sample.mask)
+
+    return loss
+
+
+def full_in_the_loss(sample: Sample) -> Tensor:
+    """β·Σ_t of the exact sum over all tokens, at the states that were visited."""
+    return sample.kl_coef * losses.constant_mean(1)(sample.full_kl, sample.mask)
+
+
+def in_the_reward(estimate: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Sample], Tensor]:
+    """REINFORCE, leave-one-out, with −β·Σ_t of an estimator paid as a constant."""
+
+    def loss(sample: Sample) -> Tensor:
+        return _leave_one_out(sample, estimate(sample.log_probs.detach(), sample.ref_log_probs))
+
+    return loss
+
+
+def full_in_the_reward(sample: Sample) -> Tensor:
+    """The same with the exact sum over all tokens, ``kl_estimator="full"`` of the environment."""
+    return _leave_one_out(sample, sample.full_kl.detach())
+
+
+def full_in_both(sample: Sample) -> Tensor:
+    """∇E[Σ_t KL(s_t)] = E[Σ_t ∇KL(s_t) + Σ_t ∇log π(a_t|s_t)·Σ_{u>t} KL(s_u)]: the sum over tokens is done exactly in
+    the loss, and what is paid *after* a token is its return (Amini et al. 2025, the Rao-Blackwellised gradient).
+    """
+    kl = sample.full_kl.detach() * sample.mask
+    later = kl.flip(1).cumsum(1).flip(1) - kl
+    return losses.reinforce_loss(sample.log_probs, -sample.kl_coef * later, sample.mask) + full_in_the_loss(sample)
+
+
+def _leave_one_out(sample: Sample, kl: Tensor) -> Tensor:
+    returns = sample.scores - sample.kl_coef * (kl * sample.mask).sum(dim=1)
+    return losses.reinforce_loss(sample.log_probs, leave_one_out(returns, sample.mask, sample.group_size), sample.mask)
+
+
+def weighted(weight: Callable[[Sample], Tensor]) -> Callable[[Sample], Tensor]:
+    """−1/B·Σ_i w_i·A_i·Σ_t log π with leave-one-out advantages and constant weights (B, 1) or (B, T)."""
+
+    def loss(sample: Sample) -> Tensor:
+        advantage = leave_one_out(sample.scores, sample.mask, sample.group_size)
+        return losses.reinforce_loss(sample.log_probs, weight(sample).detach() * advantage, sample.mask)
+
+    return loss
+
+
+def token_ratio(sample: Sample) -> Tensor:
+    """(B, T) π(a|s)/π_old(a|s), as in PPO's surrogate: the states are still those of the old policy."""
+    return (sample.log_probs - sample.old_log_probs).exp()
+
+
+def response_ratio(sample: Sample) -> Tensor:
+    """(B, 1) π(y)/π_old(y)."""
+    return ((sample.log_probs - sample.old_log_probs) * sample.mask).sum(dim=1, keepdim=True).exp()
+
+
+def truncated(ratio: Callable[[Sample], Tensor], limit: float = 1.1) -> Callable[[Sample], Tensor]:
+    """Held below a limit (truncated importance sampling; Ionides 2008)."""
+    return lambda sample: ratio(sample).clamp(max=limit)
+
+
+def of_all_tokens(sample: Sample) -> Tensor:
+    """REINFORCE with log π over all tokens, though the nucleus was sampled from."""
+    return losses.reinforce_loss(
+        sample.untruncated_log_probs, leave_one_out(sample.scores, sample.mask, sample.group_size), sample.mask
+    )
+
+
+def corrected_of_all_tokens(sample: Sample) -> Tensor:
+    """The same, times π(y)/π_sampled(y), which takes the missing tail for a difference of policies."""
+    drift = ((sample.untruncated_log_probs - sample.old_log_probs) * sample.mask).sum(dim=1, keepdim=True)
+    advantage = leave_one_out(sample.scores, sample.mask, sample.group_size)
+    return losses.reinforce_loss(sample.untruncated_log_probs, drift.exp().detach() * advantage, sample.mask)
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+RIGHT: dict[tuple[int, ...], float] = dict.fromkeys(STATES, 0.0)
+GROUPS = ((2, 1), (2, 2))
+PAPER = {"scale": "group", "length_norm": "response"}
+NO_STD = {"scale": "none", "length_norm": "response"}
+DAPO = {"scale": "group", "length_norm": "token", "clip_high": 0.28}
+
+SCORE = [
+    Row("REINFORCE, no baseline", trained_by(Reinforce, ReinforceConfig, baseline="none")),
+    Row("REINFORCE, running mean", trained_by(Reinforce, ReinforceConfig, baseline="mean")),
+    Row("RLOO", trained_by(Reinforce, ReinforceConfig, baseline="leave_one_out", group_size=2), GROUPS, default=True),
+    Row("SCST (greedy)", trained_by(Reinforce, ReinforceConfig, baseline="greedy", group_size=1), ((2, 1),)),
+    Row("REINFORCE, V right", trained_by(Reinforce, ReinforceConfig, critic=RIGHT, baseline="learned")),
+    Row("REINFORCE, V wrong", trained_by(Reinforce, ReinforceConfig, critic=WRONG, baseline="learned")),
+    Row("PPO, λ = 0.95, V right", trained_by(PPO, PPOConfig, critic=RIGHT), default=True),
+    Row("PPO, λ = 0.95, V wrong", trained_by(PPO, PPOConfig, critic=WRONG)),
+    Row("PPO, λ = 1, V wrong", trained_by(PPO, PPOConfig, critic=WRONG, lam=1.0)),
+    Row("PPO, λ = 1, V wrong, not whitened", trained_by(PPO, PPOConfig, critic=WRONG, lam=1.0, whiten=False)),
+    Row("GRPO, our default (Dr. GRPO)", trained_by(GRPO, GRPOConfig, group_size=2), GROUPS, default=True),
+    Row("GRPO, means per response", trained_by(GRPO, GRPOConfig, group_size=2, **NO_STD), GROUPS),
+    Row("GRPO, as published", trained_by(GRPO, GRPOConfig, group_size=4, **PAPER), ((4, 1),)),
+    Row("DAPO", trained_by(GRPO, GRPOConfig, group_size=4, **DAPO), ((4, 1),)),
+    Row("GSPO", trained_by(GRPO, GRPOConfig, group_size=4, ratio="sequence", **PAPER), ((4, 1),)),
+]
+KL = [
+    Row("REINFORCE: k1 in the reward", trained_by(Reinforce, ReinforceConfig, baseline="none"), default=True),
+    Row("PPO, V right: k1 in the reward", trained_by(PPO, PPOConfig, critic=RIGHT), default=True),
+    Row("GRPO: k1 in the reward", trained_by(GRPO, GRPOConfig, group_size=2, kl_in="reward"), GROUPS),
+    Row("GRPO: ratio · k3 in the loss", trained_by(GRPO, GRPOConfig, group_size=2, kl_in="loss"), GROUPS),
+    Row("k1 in the loss", plugged_in(in_the_loss(k1))),
+    Row("k2 in the loss", plugged_in(in_the_loss(k2))),
+    Row("k3 in the loss (GRPO as published)", plugged_in(in_the_loss(k3))),
+    Row("full in the loss", plugged_in(full_in_the_loss)),
+    Row("k2 in the reward", plugged_in(in_the_reward(k2))),
+    Row("k3 in the reward", plugged_in(in_the_reward(k3))),
+    Row("full in the reward", plugged_in(full_in_the_reward)),
+    Row("full in both (Rao-Blackwell)", plugged_in(full_in_both)),
+]
+OFF_POLICY_SCORE = [
+    Row("REINFORCE, no correction", plugged_in(weighted(lambda sample: torch.ones(())))),
+    Row("π/π_old per token (PPO's surrogate)", plugged_in(weighted(token_ratio))),
+    Row("π/π_old per token, at most 1.1", plugged_in(weighted(truncated(token_ratio)))),
+    Row("π/π_old of the response", plugged_in(weighted(response_ratio))),
+    Row("π/π_old of the response, at most 1.1", plugged_in(weighted(truncated(response_ratio)))),
+    Row("GRPO, our default, clipped at 0.2", trained_by(GRPO, GRPOConfig, group_size=2), GROUPS),
+]
+OFF_POLICY_KL = [
+    Row("k2 in the loss", plugged_in(in_the_loss(k2))),
+    Row("k3 in the loss (GRPO as published)", plugged_in(in_the_loss(k3))),
+    Row("ratio · k3 in the loss", plugged_in(in_the_loss(k3, ratio=True))),
+]
+NUCLEUS = [
+    Row("RLOO, log π of the nucleus", trained_by(Reinforce, ReinforceConfig, group_size=2), GROUPS, default=True),
+    Row("log π of all tokens", plugged_in(of_all_tokens)),
+    Row("log π of all tokens, weighted by π/π_sampled", plugged_in(corrected_of_all_tokens)),
+]
+
+
+def of_trl() -> tuple[list[Row], list[Row], list[Row]]:
+    """TRL's losses on scores alone, on KL alone, and on KL alone with responses of an older policy."""
+    from benchmarks.peers.trl_losses import as_plugin
+
+    def row(name: str, **settings: Any) -> Row:
+        return Row(f"TRL: {name}", plugged_in(as_plugin(**settings), group_size=4), ((4, 1),))
+
+    scores = [row("default (dapo)"), row("grpo", loss_type="grpo"), row("dr_grpo", loss_type="dr_grpo", scale=False)]
+    kl = [
+        row("dr_grpo, k3", loss_type="dr_grpo"),
+        row("dr_grpo, ratio · k3", loss_type="dr_grpo", bias_correction=True),
+    ]
+    return scores, kl, kl
+
+
+def sections(*, trl: bool = False) -> list[tuple[str, dict[str, Any], list[Row]]]:
+    """Title, arguments of the task, rows; with those of TRL."""
+    scores, kl, old_kl = of_trl() if trl else ([], [], [])
+    only_kl: dict[str, Any] = {"kl_coef": 1.0, "scored": False}
+    return [
+        ("Score alone", {}, SCORE + scores),
+        ("KL alone", only_kl, KL + kl),
+        ("Score alone, responses of an older policy", {"off_policy": True}, OFF_POLICY_SCORE),
+        ("KL alone, responses of an older policy", {**only_kl, "off_policy": True}, OFF_POLICY_KL + old_kl),
+        ("Score alone, responses drawn from the nucleus", {"top_p": 0.8}, NUCLEUS),
+    ]
