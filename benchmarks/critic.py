@@ -36,9 +36,8 @@ from benchmarks.report import keep, markdown
 from textgen_env import LanguageModel
 from textgen_env.agents.policy import ActorCritic
 from textgen_env.agents.ppo import PPO, PPOSettings
-from textgen_env.agents.rollout import Rollout, collect
 from textgen_env.agents.training.environments import make_environments
-from textgen_env.kl import k1
+from textgen_env.agents.vine_ppo import play_on
 
 PARTS = ("first third", "second third", "last third")
 RESAMPLES = 1000  # of the bootstrap
@@ -140,38 +139,11 @@ def sample_states(ppo: PPO, count: int, generator: torch.Generator) -> States:
     return states
 
 
-@torch.no_grad()
-def play_on(ppo: PPO, states: States, count: int, generator: torch.Generator) -> Tensor:
-    """(n, count) returns of continuations from each state: score − β·KL of the tokens that come after it."""
-    rows = [i for i in range(len(states.prompts)) for _ in range(count)]
-    rollout = collect(
-        ppo.venv,
-        ppo.policy.language_model,
-        len(rows),
-        generator=generator,
-        sampling=ppo.sampling,
-        prompts=[states.prompts[i] for i in rows],
-        responses=[states.responses[i] or None for i in rows],
-        lagging_mask=ppo.lagging_mask,
-    )
-    return returns_after(ppo, rollout, [len(states.responses[i]) for i in rows]).view(-1, count)
-
-
-def returns_after(ppo: PPO, rollout: Rollout, given: Sequence[int]) -> Tensor:
-    """(B,) sums of rewards and KL penalties, without the first ``given`` tokens of each response."""
-    rewards = rollout.rewards
-    scores = ppo.score(rollout)
-    if scores.ref_log_probs is not None:
-        rewards = rewards - ppo.kl.value * k1(scores.log_probs, scores.ref_log_probs)
-    pairs = zip(rollout.per_response(rewards), given, strict=True)
-    return torch.stack([tokens[start:].double().sum() for tokens, start in pairs])
-
-
 def judge(ppo: PPO, settings: CriticSettings, when: str) -> Iterator[dict[str, Any]]:
     """One record for all states, and one for each third."""
     generator = torch.Generator().manual_seed(settings.run.seed)
     states = sample_states(ppo, settings.states, generator)
-    returns = play_on(ppo, states, settings.continuations, torch.Generator(ppo.policy.device).manual_seed(0))
+    returns = play_on(ppo, states.prompts, states.responses, settings.continuations)
     prompts = torch.tensor(states.prompts)
     for part in ("all", *PARTS):
         rows = torch.tensor([i for i, name in enumerate(states.parts) if part in ("all", name)])

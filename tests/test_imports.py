@@ -115,7 +115,8 @@ def test_lm_imports_only_rooms_below(name: str) -> None:
     assert all(LM_LEVEL[target] <= LM_LEVEL[name.split(".")[2]] for target in inner)
 
 
-ALGORITHMS = {f"textgen_env.agents.{name}" for name in ("ppo", "reinforce", "sft", "dpo", "reward_model", "sb3_ppo")}
+TRAINERS = ("ppo", "vine_ppo", "reinforce", "grpo", "sft", "dpo", "reward_model", "sb3_ppo")
+ALGORITHMS = {f"textgen_env.agents.{name}" for name in TRAINERS}
 
 
 PIPELINES = {"textgen_env.agents.rlhf", "textgen_env.agents.rlhf_config"}  # made of algorithms

@@ -12,6 +12,7 @@ from textgen_env.locations import close_to
 
 COMMANDS = {
     "ppo": ("textgen_env.agents.ppo", "token-level PPO"),
+    "vine_ppo": ("textgen_env.agents.vine_ppo", "VinePPO: PPO with Monte-Carlo values instead of a critic"),
     "reinforce": ("textgen_env.agents.reinforce", "REINFORCE: leave-one-out, self-critical, learned or no baseline"),
     "grpo": ("textgen_env.agents.grpo", "GRPO, Dr. GRPO, DAPO, GSPO, GDPO"),
     "sft": ("textgen_env.agents.sft", "supervised fine-tuning on a task's references"),

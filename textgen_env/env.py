@@ -86,7 +86,8 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
       (see `load_prompts`).
     * `scorer`: a name, a mapping `{"name": …, options}`, or a callable
       `scorer(completions, *, prompts, references, **extra) -> Sequence[float | None]`.
-    * `kl_coef` β ≥ 0; `kl_estimator`: "k1", "k2", "k3", or "full" (the exact sum over the vocabulary).
+    * `kl_coef` β ≥ 0; `kl_estimator`: "k1", "k2", "k3", or "full" (the exact sum over the vocabulary). As a
+      reward only k1 gives policy gradients the right direction (docs/gradients.md).
     * `max_prompt_tokens`, `max_new_tokens`, `min_new_tokens` (no EOS before).
     * `truncation` of longer prompts: "left" (the words next to the response stay, and a BOS token), "turns" (of a
       conversation the oldest messages go; what the system says and the user's last message stay), or "error".

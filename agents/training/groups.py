@@ -34,10 +34,16 @@ class GroupConfig(OnPolicyConfig):
 class GroupTrainer(OnPolicyTrainer):
     """An on-policy trainer whose rollouts are groups of responses to one prompt, in adjacent rows."""
 
-    def collect(self, prompts: Sequence[Any] | None = None, *, greedy: bool = False) -> Rollout:
+    def collect(
+        self,
+        prompts: Sequence[Any] | None = None,
+        *,
+        responses: Sequence[Sequence[int]] | None = None,
+        greedy: bool = False,
+    ) -> Rollout:
         """Play ``group_size`` responses to each of the prompts that are drawn, side by side; or to ``prompts``."""
         if prompts is None:
             groups = self.config.episodes // self.config.group_size
             drawn = torch.randint(len(self.env.prompts), (groups,), generator=self.shuffler)
             prompts = drawn.repeat_interleave(self.config.group_size).tolist()
-        return super().collect(prompts, greedy=greedy)
+        return super().collect(prompts, responses=responses, greedy=greedy)

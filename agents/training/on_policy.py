@@ -181,11 +181,18 @@ class OnPolicyTrainer(GradientTrainer):
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
-    def collect(self, prompts: Sequence[Any] | None = None, *, greedy: bool = False) -> Rollout:
+    def collect(
+        self,
+        prompts: Sequence[Any] | None = None,
+        *,
+        responses: Sequence[Sequence[int]] | None = None,
+        greedy: bool = False,
+    ) -> Rollout:
         """Play whole trajectories with the present policy.
 
         Args:
             prompts: what to play, one each; None draws ``episodes`` of them.
+            responses: the tokens that the responses to ``prompts`` begin with.
             greedy: take the likeliest token instead of a sample.
         """
         self.policy.eval()
@@ -200,6 +207,7 @@ class OnPolicyTrainer(GradientTrainer):
             sampling=self.sampling,
             greedy=greedy,
             prompts=prompts,
+            responses=responses,
             with_states=self.config.old_log_probs == "sampled" and head,
             lagging_mask=self.lagging_mask,
         )
@@ -226,10 +234,17 @@ class OnPolicyTrainer(GradientTrainer):
                 join(tokens, micro_batches, entropies),
             )
         if self.reference is not None:
-            scored = [self.reference(rollout.rows(r), self.sampling, mask=rollout.masks(r)) for r in micro_batches]
-            ref = join(tokens, micro_batches, scored)
+            ref = self.reference_log_probs(rollout, micro_batches)
         entropy = -old.log_probs if old.entropy is None else old.entropy  # its one-sample estimate
         return Scores(micro_batches, old.log_probs, old.values, ref, float(masked_mean(entropy, tokens.response_mask)))
+
+    def reference_log_probs(self, rollout: Rollout, micro_batches: Sequence[Tensor] | None = None) -> Tensor:
+        """(B, T) log π_ref of every token; ``micro_batches`` are rows, None cuts them here."""
+        assert self.reference is not None
+        if micro_batches is None:
+            micro_batches = bucket_by_length(rollout.tokens, self.config.micro_batch_size, self.shuffler)
+        parts = [self.reference(rollout.rows(r), self.sampling, mask=rollout.masks(r)) for r in micro_batches]
+        return join(rollout.tokens, micro_batches, parts)
 
     def _as_sampled(self, rollout: Rollout, micro_batches: Sequence[Tensor]) -> TokenEvaluation:
         """What decoding has computed; only a separate critic still needs a pass."""

@@ -13,9 +13,10 @@ import pytest
 import torch
 from two_tokens import EOS, LEFT_OUT, RESPONSES, A, B, masked_log_probs, score
 
-from benchmarks.critic import PARTS, States, explained, interval, play_on, sample_states, variances
+from benchmarks.critic import PARTS, States, explained, interval, sample_states, variances
 from textgen_env.agents.policy import ActorCritic
 from textgen_env.agents.ppo import PPO, PPOConfig
+from textgen_env.agents.vine_ppo import play_on
 from textgen_env.lm.language_model import LanguageModel
 
 MakeVenv = Callable[..., gym.vector.VectorEnv]
@@ -66,7 +67,7 @@ def test_continuations_of_the_environment_give_the_exact_share(make_venv: MakeVe
     ppo.train(2)
     reference = LanguageModel(word_model).model
     states = States([0] * 3, PREFIXES, ["all"] * 3, torch.tensor(GUESSES))
-    returns = play_on(ppo, states, 2000, torch.Generator().manual_seed(0))
+    returns = play_on(ppo, states.prompts, states.responses, 2000)
     trees = [outcomes(ppo, reference, prefix, 0.3) for prefix in PREFIXES]
     for tree, row in zip(trees, returns.tolist(), strict=True):
         assert {round(g, 3) for g in row} == {round(g, 3) for p, g in tree if p > 0.005}

@@ -22,7 +22,7 @@ from textgen_env.agents.preferences.source import split_pairs
 from textgen_env.agents.training.checkpoint import CheckpointError
 from textgen_env.agents.training.metrics_log import read_metrics
 
-MODULES = ["reinforce-mean", "reinforce-learned", "grpo", "sft", "dpo", "reward_model"]
+MODULES = ["reinforce-mean", "reinforce-learned", "grpo", "vine_ppo", "sft", "dpo", "reward_model"]
 
 
 @pytest.fixture(scope="module")
