@@ -1,7 +1,7 @@
 """KL(π‖π_ref) of token distributions: single-sample estimators, the exact sum, and the coefficient β in front.
 
-All four have KL(π‖π_ref) for their expectation (k2 to second order), but not its gradient: paid as a constant reward, k1
-alone is right; differentiated at sampled tokens, k2 and the exact sum are, and k3 times the ratio (docs/gradients.md).
+All four have KL(π‖π_ref) for their expectation (k2 to second order), but not its gradient: paid as a constant reward,
+k1 alone is right; differentiated at sampled tokens, k2 and the exact sum are, and k3·ratio (docs/gradients.md).
 
 Pure functions on numpy arrays or torch tensors, element by element; the controllers hold one float. Nothing here
 knows an environment or an agent, which both use it, so that there is one definition of the penalty.
