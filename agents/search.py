@@ -1,0 +1,263 @@
+"""Searching for responses instead of sampling them: beam search, best-first search, Monte-Carlo tree search.
+
+What lives here: the three, and what they return. What does not: the tree itself (``branching.py``), sampling many and
+taking the best (``best_of_n.py``), training on what was found.
+
+A score is known at the end of a response alone. Beam and best-first search look for the response that the model finds
+likeliest, best-first exactly. Monte-Carlo tree search looks for the best score: it plays responses out from where it
+has found good ones, so that at the same number of decodes it finds better ones than independent samples.
+
+References:
+    Silver et al., "A general reinforcement learning algorithm that masters chess, shogi, and Go through self-play"
+        (2018): PUCT.
+    Schrittwieser et al., "Mastering Atari, Go, chess and shogi by planning with a learned model" (2020): values brought
+        to [0, 1] by the best and the worst seen.
+    Liu et al., "Watch the unobserved" (2020): simulations side by side, those under way counted as visits.
+    Leblond et al., "Machine translation decoding beyond beam search" (2021): both for text.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+
+from .branching import Branching, Node
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search has found.
+
+    Attributes:
+        best: the response it settles for.
+        responses: all complete ones that it met, best first.
+        forwards: states at which the model was read.
+    """
+
+    best: Node
+    responses: Sequence[Node]
+    forwards: int
+
+
+def beam_search(branching: Branching, prompt: Any, width: int) -> Found:
+    """Keep the ``width`` likeliest beginnings until nothing alive can become likelier than what is complete.
+
+    Args:
+        branching: the tree.
+        prompt: anything that ``reset(options={"prompt": …})`` takes.
+        width: at least 1; 1 is greedy decoding.
+
+    Returns:
+        Responses by log π(y|x), the likeliest first; at most ``width``.
+    """
+    _positive("width", width)
+    begin, alive, complete = branching.forwards, [branching.root(prompt)], list[Node]()
+    while alive and (len(complete) < width or alive[0].log_prob > complete[width - 1].log_prob):
+        log_probs = branching.read(alive).log_probs
+        totals = (torch.tensor([node.log_prob for node in alive])[:, None] + log_probs.cpu()).flatten()
+        likeliest = totals.topk(min(width, int((totals > -math.inf).sum()))).indices
+        rows, actions = (likeliest // log_probs.shape[1]).tolist(), (likeliest % log_probs.shape[1]).tolist()
+        told = [float(log_probs[row, action]) for row, action in zip(rows, actions, strict=True)]
+        children = branching.step([alive[row] for row in rows], actions, told)
+        alive = _likeliest(node for node in children if not node.ended)
+        complete = _likeliest([*complete, *(node for node in children if node.ended)])
+    return Found(complete[0], complete[:width], branching.forwards - begin)
+
+
+def best_first_search(branching: Branching, prompt: Any, *, responses: int = 1, max_forwards: int = 10_000) -> Found:
+    """Go on where what is written is likeliest: the first complete response is the likeliest of all (Dijkstra 1959).
+
+    Args:
+        branching: the tree.
+        prompt: anything that ``reset(options={"prompt": …})`` takes.
+        responses: how many of the likeliest to find.
+        max_forwards: give up behind so many, since a flat distribution has no likeliest response within reach.
+
+    Returns:
+        Exactly the likeliest ``responses``, in order.
+
+    Raises:
+        RuntimeError: ``max_forwards`` did not suffice.
+    """
+    _positive("responses", responses)
+    begin, order = branching.forwards, count()
+    queue: list[tuple[float, int, Node, int | None, float]] = [(0.0, next(order), branching.root(prompt), None, 0.0)]
+    found: list[Node] = []
+    while queue and len(found) < responses:
+        _, _, node, action, told = heapq.heappop(queue)
+        if action is not None:  # children are stepped to when their turn comes, not when they are seen
+            (node,) = branching.step([node], [action], [told])
+        if node.ended:
+            found.append(node)
+            continue
+        if branching.forwards - begin >= max_forwards:
+            raise RuntimeError(f"max_forwards={max_forwards} are spent, {len(found)} of {responses} responses found")
+        log_probs = branching.read([node]).log_probs[0]
+        for child in (log_probs > -math.inf).nonzero().flatten().tolist():
+            log_prob = float(log_probs[child])
+            heapq.heappush(queue, (-node.log_prob - log_prob, next(order), node, child, log_prob))
+    return Found(found[0], found, branching.forwards - begin)
+
+
+@dataclass(eq=False)
+class _Branch:
+    """A node of the search tree: N, W, and π over its likeliest continuations."""
+
+    node: Node
+    parent: _Branch | None = None
+    visits: int = 0
+    under_way: int = 0  # simulations that went through here and have no value yet
+    total: float = 0.0
+    actions: list[int] = field(default_factory=list)
+    priors: list[float] = field(default_factory=list)  # of ``actions``, adding up to 1
+    told: list[float] = field(default_factory=list)  # log π of ``actions``
+    children: dict[int, _Branch] = field(default_factory=dict)  # by place in ``actions``
+
+
+class TreeSearch:
+    """Monte-Carlo tree search (PUCT) for the response with the highest reward.
+
+    Each simulation walks down by Q + c·P·√N/(1 + n), where Q is the mean of what was found below, brought to [0, 1] by
+    the best and the worst that was seen, and P is π among the ``top_k`` likeliest tokens. Where it leaves the tree, the
+    new node is worth what a sampled response from there is paid, or what the critic says. As many simulations as there
+    are slots run at once; those under way count in n and N, and not in Q.
+
+    Args:
+        branching: the tree; with a critic, its values stand for responses played out.
+        exploration: c.
+        top_k: continuations of each node.
+
+    Example::
+
+        found = TreeSearch(Branching(venv, LanguageModel("tiny"))).search("The soup was", simulations=64)
+    """
+
+    def __init__(self, branching: Branching, *, exploration: float = 1.0, top_k: int = 16) -> None:
+        _positive("top_k", top_k)
+        if not 0 <= exploration < math.inf:
+            raise ValueError(f"exploration={exploration!r} must be a finite number ≥ 0")
+        self.branching, self.exploration, self.top_k = branching, exploration, top_k
+
+    def search(self, prompt: Any, simulations: int, *, max_forwards: int | None = None) -> Found:
+        """The best response of so many simulations, or of as many as ``max_forwards`` allow.
+
+        Args:
+            prompt: anything that ``reset(options={"prompt": …})`` takes.
+            simulations: how many.
+            max_forwards: begin none once the model was read at so many states.
+
+        Returns:
+            Responses by what they are paid, the best first.
+        """
+        _positive("simulations", simulations)
+        begin, root = self.branching.forwards, _Branch(self.branching.root(prompt))
+        self._low, self._high = math.inf, -math.inf
+        complete: dict[tuple[int, ...], Node] = {}
+        left = simulations
+        while left > 0 and (max_forwards is None or self.branching.forwards - begin < max_forwards):
+            leaves = self._leaves(root, min(left, self.branching.venv.num_envs))
+            ended, values = self._evaluate(leaves)
+            complete.update({node.tokens: node for node in ended})
+            for leaf, value in zip(leaves, values, strict=True):
+                self._credit(leaf, value)
+            left -= len(leaves)
+        if not complete:  # a critic judged them all: one response from the best place
+            (node,) = self.branching.play_out([self._best(root)])
+            complete[node.tokens] = node
+        ranked = sorted(complete.values(), key=lambda node: -node.rewards)
+        return Found(ranked[0], ranked, self.branching.forwards - begin)
+
+    def _leaves(self, root: _Branch, most: int) -> list[_Branch]:
+        """Where so many simulations leave the tree; each is on its way, and counted, before the next one chooses."""
+        leaves: list[_Branch] = []
+        for _ in range(most):
+            branch = root
+            while branch.actions:
+                place = self._choose(branch)
+                if place not in branch.children:
+                    action, told = branch.actions[place], branch.told[place]
+                    (node,) = self.branching.step([branch.node], [action], [told])
+                    branch.children[place] = _Branch(node, branch)
+                branch = branch.children[place]
+            leaves.append(branch)
+            for passed in _upwards(branch):
+                passed.under_way += 1
+        return leaves
+
+    def _evaluate(self, leaves: Sequence[_Branch]) -> tuple[list[Node], list[float]]:
+        """Grow the tree at leaves, and say what each is worth; and which responses were completed."""
+        fresh = list({id(leaf): leaf for leaf in leaves if not leaf.node.ended and not leaf.actions}.values())
+        reading = self.branching.read([leaf.node for leaf in fresh]) if fresh else None
+        critic: dict[int, float] = {}
+        if reading is not None:
+            for row, leaf in enumerate(fresh):
+                self._grow(leaf, reading.log_probs[row])
+            if reading.values is not None:
+                critic = {id(leaf): float(v) for leaf, v in zip(fresh, reading.values, strict=True)}
+        if self.branching.critic is not None:
+            ended = [leaf.node for leaf in leaves if leaf.node.ended]
+            return ended, [leaf.node.rewards + critic.get(id(leaf), 0.0) for leaf in leaves]
+        ended = self.branching.play_out([leaf.node for leaf in leaves])
+        return ended, [node.rewards for node in ended]
+
+    def _grow(self, leaf: _Branch, log_probs: torch.Tensor) -> None:
+        possible = min(self.top_k, int((log_probs > -math.inf).sum()))
+        values, actions = log_probs.topk(possible)
+        leaf.actions, leaf.told = actions.tolist(), values.tolist()
+        leaf.priors = values.softmax(dim=0).tolist()
+
+    def _choose(self, branch: _Branch) -> int:
+        """PUCT; a child that was never seen is worth what its parent is."""
+        own, root = self._scaled(branch), math.sqrt(max(branch.visits + branch.under_way, 1))
+
+        def urge(place: int) -> float:
+            child = branch.children.get(place)
+            visits = 0 if child is None else child.visits + child.under_way
+            value = own if child is None or not child.visits else self._scaled(child)
+            return value + self.exploration * branch.priors[place] * root / (1 + visits)
+
+        return max(range(len(branch.actions)), key=urge)
+
+    def _scaled(self, branch: _Branch) -> float:
+        """Mean value, the worst seen being 0 and the best 1."""
+        if not branch.visits or self._high <= self._low:
+            return 0.5
+        return (branch.total / branch.visits - self._low) / (self._high - self._low)
+
+    def _credit(self, leaf: _Branch, value: float) -> None:
+        """The value of a simulation, all the way up."""
+        self._low, self._high = min(self._low, value), max(self._high, value)
+        for branch in _upwards(leaf):
+            branch.under_way -= 1
+            branch.visits += 1
+            branch.total += value
+
+    def _best(self, root: _Branch) -> Node:
+        """Down the most visited children."""
+        branch = root
+        while branch.children:
+            branch = max(branch.children.values(), key=lambda child: child.visits)
+        return branch.node
+
+
+def _upwards(branch: _Branch) -> Iterator[_Branch]:
+    """A branch and those above it."""
+    step: _Branch | None = branch
+    while step is not None:
+        yield step
+        step = step.parent
+
+
+def _likeliest(nodes: Iterable[Node]) -> list[Node]:
+    return sorted(nodes, key=lambda node: -node.log_prob)
+
+
+def _positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1")
