@@ -107,13 +107,14 @@ def best_first_search(branching: Branching, prompt: Any, *, responses: int = 1, 
 
 @dataclass(eq=False)
 class _Branch:
-    """A node of the search tree: N, W, and π over its likeliest continuations."""
+    """A node of the search tree: N, W, the highest value below, and π over its likeliest continuations."""
 
     node: Node
     parent: _Branch | None = None
     visits: int = 0
     under_way: int = 0  # simulations that went through here and have no value yet
     total: float = 0.0
+    highest: float = -math.inf
     actions: list[int] = field(default_factory=list)
     priors: list[float] = field(default_factory=list)  # of ``actions``, adding up to 1
     told: list[float] = field(default_factory=list)  # log π of ``actions``
@@ -123,26 +124,30 @@ class _Branch:
 class TreeSearch:
     """Monte-Carlo tree search (PUCT) for the response with the highest reward.
 
-    Each simulation walks down by Q + c·P·√N/(1 + n), where Q is the mean of what was found below, brought to [0, 1] by
-    the best and the worst that was seen, and P is π among the ``top_k`` likeliest tokens. Where it leaves the tree, the
-    new node is worth what a sampled response from there is paid, or what the critic says. As many simulations as there
-    are slots run at once; those under way count in n and N, and not in Q.
+    Each simulation walks down by Q + c·P·√N/(1 + n), where Q is the best that was found below, brought to [0, 1] by the
+    best and the worst that was seen at all, and P is π among the ``top_k`` likeliest tokens. Where it leaves the tree,
+    the new node is worth what a sampled response from there is paid, or what the critic says. As many simulations as
+    there are slots run at once; those under way count in n and N, and not in Q.
 
     Args:
         branching: the tree; with a critic, its values stand for responses played out.
         exploration: c.
         top_k: continuations of each node.
+        backup: whether Q is the "max" of what was found below, since nothing here happens by chance, or the "mean",
+            which lets a critic's errors cancel.
 
     Example::
 
         found = TreeSearch(Branching(venv, LanguageModel("tiny"))).search("The soup was", simulations=64)
     """
 
-    def __init__(self, branching: Branching, *, exploration: float = 1.0, top_k: int = 16) -> None:
+    def __init__(self, branching: Branching, *, exploration: float = 0.5, top_k: int = 8, backup: str = "max") -> None:
         _positive("top_k", top_k)
         if not 0 <= exploration < math.inf:
             raise ValueError(f"exploration={exploration!r} must be a finite number ≥ 0")
-        self.branching, self.exploration, self.top_k = branching, exploration, top_k
+        if backup not in ("max", "mean"):
+            raise ValueError(f'backup={backup!r} must be "max" or "mean"')
+        self.branching, self.exploration, self.top_k, self.backup = branching, exploration, top_k, backup
 
     def search(self, prompt: Any, simulations: int, *, max_forwards: int | None = None) -> Found:
         """The best response of so many simulations, or of as many as ``max_forwards`` allow.
@@ -225,10 +230,11 @@ class TreeSearch:
         return max(range(len(branch.actions)), key=urge)
 
     def _scaled(self, branch: _Branch) -> float:
-        """Mean value, the worst seen being 0 and the best 1."""
+        """Q, the worst value seen being 0 and the best 1."""
         if not branch.visits or self._high <= self._low:
             return 0.5
-        return (branch.total / branch.visits - self._low) / (self._high - self._low)
+        value = branch.highest if self.backup == "max" else branch.total / branch.visits
+        return (value - self._low) / (self._high - self._low)
 
     def _credit(self, leaf: _Branch, value: float) -> None:
         """The value of a simulation, all the way up."""
@@ -237,6 +243,7 @@ class TreeSearch:
             branch.under_way -= 1
             branch.visits += 1
             branch.total += value
+            branch.highest = max(branch.highest, value)
 
     def _best(self, root: _Branch) -> Node:
         """Down the most visited children."""

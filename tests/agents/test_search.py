@@ -108,12 +108,13 @@ def test_tree_search_finds_the_best_that_there_is(make_venv: MakeVenv, word_mode
         assert node.log_prob == pytest.approx(log_prob(word_model, node.tokens), abs=1e-4)
 
 
+@pytest.mark.parametrize("backup", ["max", "mean"])
 @pytest.mark.parametrize("num_envs", [1, 4])
-def test_visits_and_values_add_up(num_envs: int, make_venv: MakeVenv, word_model: Path):
+def test_visits_and_values_add_up(num_envs: int, backup: str, make_venv: MakeVenv, word_model: Path):
     """After the last simulation nothing is under way, and a node has been visited as often as its children, or once
     more each time it was a leaf."""
     tree = branching(make_venv, word_model, num_envs)
-    search, roots = TreeSearch(tree), []
+    search, roots = TreeSearch(tree, backup=backup), []
     grow = search._leaves
     search._leaves = lambda root, most: (roots.append(root), grow(root, most))[1]  # type: ignore[method-assign, func-returns-value]
     search.search("d e", simulations=40)
@@ -122,6 +123,7 @@ def test_visits_and_values_add_up(num_envs: int, make_venv: MakeVenv, word_model
         below = list(branch.children.values())
         assert branch.under_way == 0
         assert branch.visits >= sum(child.visits for child in below) > 0 or not below
+        assert branch.highest >= max((child.highest for child in below), default=0.0)
         assert branch.total + 1e-9 >= sum(child.total for child in below)
         for child in below:
             check(child)
@@ -196,6 +198,7 @@ def test_many_ways_from_one_node_are_played_side_by_side(make_venv: MakeVenv, wo
         (lambda tree: beam_search(tree, "d e", 0), "width=0 must be an integer of at least 1"),
         (lambda tree: best_first_search(tree, "d e", max_forwards=1, responses=9), "max_forwards=1 are spent"),
         (lambda tree: TreeSearch(tree, exploration=-1), "exploration=-1 must be a finite number ≥ 0"),
+        (lambda tree: TreeSearch(tree, backup="sum"), "backup='sum' must be"),
         (lambda tree: TreeSearch(tree).search("d e", 0), "simulations=0 must be"),
     ],
 )
