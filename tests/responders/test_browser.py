@@ -19,9 +19,7 @@ from textgen_env.responders import Reply, Unavailable, as_responder
 from textgen_env.responders.browser import MOST_VISITS, Browser
 from textgen_env.testing import ResponderContract
 
-START = (
-    "<title>Start</title><p>Hi <a href=/long>The long one</a> <a href='pets?of=5'>Pets</a> <a href=/gone>x</a>"
-)
+START = "<title>Start</title><p>Hi <a href=/long>The long one</a> <a href='pets?of=5'>Pets</a> <a href=/gone>x</a>"
 LONG = "<title>Long</title><pre>" + "\n".join(f"line {n} of many" for n in range(40)) + "\nA Needle here</pre>"
 
 
