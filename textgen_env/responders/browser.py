@@ -1,14 +1,15 @@
 """A browser as the environment: pages as text, read part by part, and links, by number, by their text, or by address.
 
-Where the agent is in each slot is kept here. Asking servers is `http_client.py`'s, reading what they send
-`page_text.py`'s, how calls are written and what becomes of mistakes `tools.py`'s and `calls.py`'s.
+Where an agent can go is decided here; where it has been is kept as `visits.py` has it. Asking servers is
+`http_client.py`'s, reading what they send `page_text.py`'s, how calls are written and what becomes of mistakes
+`tools.py`'s and `calls.py`'s.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
@@ -18,9 +19,10 @@ from textgen_env.notices import shown
 from .calls import ToolCall
 from .http_client import Client, Refused, joined, split_address
 from .in_time import outcome
-from .page_text import Link, Page, lay_out, read_page
+from .page_text import Page, lay_out, read_page
 from .tool import Tool
 from .tools import Tools
+from .visits import Session, Visit, session_of
 
 if TYPE_CHECKING:
     from textgen_env.episode import Prompt
@@ -36,28 +38,6 @@ ACTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "next": ("Goes on to the next part of this page.", {}),
     "search": ("Searches the site.", {"query": _QUERY}),
 }
-
-
-@dataclass
-class Visit:
-    """A page that is being read.
-
-    Attributes:
-        page: it.
-        begin: where the part that is shown begins in its text.
-        found: where in its text something was found last; −1 if nothing was.
-    """
-
-    page: Page
-    begin: int = 0
-    found: int = -1
-
-
-@dataclass
-class Session:
-    """Where the agent has been in an episode; the last visit is the present one, and none yet the start."""
-
-    visits: list[Visit] = field(default_factory=list)
 
 
 class Browser(Tools):
@@ -173,22 +153,15 @@ class Browser(Tools):
         return self._seen(visit)
 
     def _seen(self, visit: Visit) -> str:
-        page, end = visit.page, self._end(visit)
+        page, end = visit.page, visit.end(self.page_characters)
         left = len(page.text) - end
         parts = {
-            "{title}": page.title,
-            "{address}": page.address,
-            "{more}": f"\n({left:,} more characters)" if left else "",
-            "{text}": page.text[visit.begin : end].rstrip("\n"),
+            "title": page.title,
+            "address": page.address,
+            "text": page.text[visit.begin : end].rstrip("\n"),
+            "more": f"\n({left:,} more characters)" if left else "",
         }
-        return re.sub("|".join(parts), lambda found: parts[found[0]], self._template).strip("\n")
-
-    def _end(self, visit: Visit) -> int:
-        """Where the part that is shown ends: at the end of a line, if that can be."""
-        text, limit = visit.page.text, visit.begin + self.page_characters
-        if len(text) <= limit:
-            return len(text)
-        return text.rfind("\n", visit.begin, limit) + 1 or limit
+        return re.sub(r"\{(title|address|text|more)\}", lambda found: parts[found[1]], self._template).strip("\n")
 
     # --- the calls ----------------------------------------------------------------------------------------------------
     # Each changes the session at its end, when nothing can fail any more, so that it can be tried again.
@@ -248,7 +221,7 @@ class Browser(Tools):
 
     def _next(self, session: Session) -> Visit:
         visit = self._present(session)
-        if (end := self._end(visit)) == len(visit.page.text):
+        if (end := visit.end(self.page_characters)) == len(visit.page.text):
             raise Refused("this is the end of the page")
         visit.begin = end
         return visit
@@ -270,7 +243,7 @@ class Browser(Tools):
         Raises:
             TypeError, ValueError: no such state; nothing has changed.
         """
-        self._sessions = {int(slot): _session(one) for slot, one in state.items()}
+        self._sessions = {int(slot): session_of(one) for slot, one in state.items()}
 
     def clone_state(self, slot: int) -> Any:
         """Where a slot is and has been."""
@@ -278,7 +251,7 @@ class Browser(Tools):
 
     def restore_state(self, slot: int, state: Any) -> None:
         """Go on from there; see `load_state_dict`."""
-        self._sessions[slot] = _session(state)
+        self._sessions[slot] = session_of(state)
 
 
 def _chosen(actions: Any, search: str | None) -> list[str]:
@@ -329,24 +302,3 @@ def _check_numbers(**numbers: Any) -> None:
         if not fine or (name == "timeout" and value == 0):
             wanted = "a number of seconds > 0" if name == "timeout" else f"a whole number ≥ {least}"
             raise ValueError(f"browser: {name}={shown(value)} must be {wanted}")
-
-
-def _session(state: Any) -> Session:
-    """What `asdict` made of it.
-
-    Raises:
-        TypeError, ValueError: it is none.
-    """
-    try:
-        return Session([_visited(visit) for visit in state["visits"]])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"browser: {shown(state)} is no state of an episode: {error}") from error
-
-
-def _visited(state: Mapping[str, Any]) -> Visit:
-    begin, found, content = int(state["begin"]), int(state["found"]), dict(state["page"])
-    links = tuple(Link(str(link["text"]), str(link["address"])) for link in content.pop("links"))
-    page = Page(**{name: str(text) for name, text in content.items()}, links=links)
-    if not 0 <= begin <= len(page.text):
-        raise ValueError(f"begin={begin} is not in the text")
-    return Visit(page, begin, found)

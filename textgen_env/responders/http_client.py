@@ -170,7 +170,11 @@ def split_address(address: str) -> tuple[SplitResult, str, int]:
     name = f"[{host}]" if ":" in host else host if host.isascii() else host.encode("idna").decode()
     netloc = name if port is None else f"{name}:{port}"
     path, query = (quote(part, safe=_KEPT + "?", errors="replace") for part in (parts.path, parts.query))
-    return SplitResult(parts.scheme, netloc, path or "/", query, ""), name, port or PORTS[parts.scheme]
+    return (
+        SplitResult(parts.scheme, netloc, path or "/", query, ""),
+        name,
+        PORTS[parts.scheme] if port is None else port,
+    )
 
 
 def joined(base: str, reference: str) -> str:
