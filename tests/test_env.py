@@ -57,7 +57,17 @@ def play(env: gym.Env, text: str, eos: bool = False) -> list[tuple]:
 def test_importing_registers_every_task() -> None:
     assert set(textgen_env.TASKS) == {
         f"textgen/{name}-v0"
-        for name in ("TextGen", "Sentiment", "Summarize", "Translate", "Describe", "Calculate", "Lookup", "Dialogue")
+        for name in (
+            "TextGen",
+            "Sentiment",
+            "Summarize",
+            "Translate",
+            "Describe",
+            "Calculate",
+            "Lookup",
+            "Browse",
+            "Dialogue",
+        )
     }
     assert all(gym.spec(task).vector_entry_point for task in textgen_env.TASKS)
 

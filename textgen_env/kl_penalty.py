@@ -187,10 +187,14 @@ class KLPenalty:
         Both are the head of one ranking, so that the smaller of them decides. Of tokens that tie with the k-th, as many
         are taken as make k.
         """
+        return self.inside(self.ref_logits(episodes, slots), slots, allowed)
+
+    def inside(
+        self, ref_logits: torch.Tensor, slots: NDArray[np.int64], allowed: NDArray[np.bool_] | None
+    ) -> NDArray[np.bool_]:
+        """The same of raw logits of the reference (m, V), wherever in the slots they were read."""
         mask = None if allowed is None else torch.from_numpy(allowed)
-        warped = warp_logits(
-            self.ref_logits(episodes, slots), SamplingParams(self.temperature, top_p=self.top_p), mask=mask
-        )
+        warped = warp_logits(ref_logits, SamplingParams(self.temperature, top_p=self.top_p), mask=mask)
         best = warped.max(dim=-1).values.cpu().numpy()  # NaN where any is
         if not np.isfinite(best).all():
             slot = slots[~np.isfinite(best)][0]

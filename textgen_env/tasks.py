@@ -59,6 +59,21 @@ TASKS: dict[str, dict[str, Any]] = {
         },
         **DIALOGUE,
     },
+    "textgen/Browse-v0": {
+        "model": "tiny",
+        "prompts": "look-ups",
+        "scorer": {"name": "last_turn", "scorer": "exact_match"},
+        "responder": {
+            "name": "site",
+            "documents": "entries",
+            "results": 2,
+            "actions": ["search", "open"],
+            "calls": {"search": r"^\s*find (?P<query>.+)", "open": r"^\s*(?!find )(?P<link>\w+( \w+)?)\.?\s*$"},
+            "mark": "",
+            "template": "{text}",
+        },
+        **DIALOGUE | {"max_turns": 4},
+    },
     "textgen/Dialogue-v0": {
         "model": "tiny",
         "prompts": "talks",

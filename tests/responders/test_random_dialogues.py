@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from dialogues import BOS, EOS, Scripted, ids, letters, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,3 +147,44 @@ def test_ids_are_appended_and_never_encoded_again(byte_model: str, seed: int, re
             tokens, mask = [*tokens, *said], [*mask, *[0] * len(said)]
         assert row(observation) == (tokens, mask)
     assert info["response_length"] == sum(mask)
+
+
+def answer(text: str) -> Any:
+    """In all ways, as the text says."""
+    rng = random.Random(text)
+    return random_reply(rng) if rng.random() < 0.3 else "".join(rng.choices("ab?é🙂\x00", k=rng.randrange(8)))
+
+
+@pytest.mark.filterwarnings("ignore:the environment failed")
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), kl_coef=st.sampled_from([0.0, 0.1]))
+def test_saved_in_the_middle_of_a_turn_and_read_as_a_whole(byte_model: str, seed: int, kl_coef: float) -> None:
+    """A dialogue that was saved anywhere goes on to the same bits, and log π_ref is that of the final sequence."""
+    rng = random.Random(seed)
+    limits: dict[str, Any] = {"max_new_tokens": 30, "max_turns": 5, "max_reply_tokens": 20, "turn_strings": ["?"]}
+    arguments: dict[str, Any] = {"model": byte_model, "prompts": ["p", "qu"], "scorer": letters, "responder": answer}
+    env, other = (TextGenEnv(**arguments, **limits, kl_coef=kl_coef) for _ in range(2))
+    observation, _ = env.reset(seed=seed)
+    cut, ref_log_probs, ended = rng.randrange(30), [], False
+    for step in range(31):
+        if step == cut:
+            other.load_state_dict(json.loads(json.dumps(env.state_dict())))
+        action = EOS if rng.random() < 0.2 else rng.randrange(3, 259)
+        result = env.step(action)
+        observation, _, terminated, truncated, info = result
+        ref_log_probs += [info["ref_logprob"]] if kl_coef else []
+        if step >= cut:
+            again = other.step(action)
+            assert row(again[0]) == row(observation)
+            assert again[1:4] == pytest.approx(result[1:4], abs=1e-4) if kl_coef else again[1:4] == result[1:4]
+            assert again[4].keys() == info.keys()
+        if ended := terminated or truncated:
+            break
+    assert ended
+    if kl_coef:
+        tokens, mask = row(observation)
+        with torch.no_grad():
+            logits = env.language_model.model(torch.tensor([tokens])).logits[0, :, :259].double()
+        places = [place for place, own in enumerate(mask) if own]
+        expected = [logits.log_softmax(-1)[place - 1, tokens[place]].item() for place in places]
+        assert ref_log_probs == pytest.approx(expected, abs=1e-4)

@@ -18,6 +18,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "length": {"target": 4},
     "regex": {"pattern": "[A-Z]"},
     "keywords": {"keywords": ["cat", "soup"]},
+    "citations": {"passages": "passages"},
     "numeric_answer": {"column": "right"},
     "sum": {"scorers": {"length": RULE, "variety": [0.1, "distinct"]}},
     "affine": {"scorer": "rougeL", "gain": 2.0, "bias": -0.5},
@@ -54,7 +55,9 @@ class TestScorer(ScorerContract):
 
     def columns(self) -> dict[str, Any]:
         questions = [{"dataset": "leg_counting", "size": 6, "seed": 0, "index": index} for index in range(6)]
-        return {**super().columns(), "right": [1, 2.5, "3/4", "12", ["1", 2], "-7"], "reasoning_gym": questions}
+        passages = [["A cat sat on a mat."], ["b", "c"], {7: "good"}, [], ["日本"], {"1": "x y"}]
+        own = {"right": [1, 2.5, "3/4", "12", ["1", 2], "-7"], "reasoning_gym": questions, "passages": passages}
+        return super().columns() | own
 
     def make_scorer(self) -> Any:
         return get_scorer(self.name, **ARGUMENTS.get(self.name, {}))

@@ -19,6 +19,9 @@ def test_eos_penalty() -> None:
     columns = {"prompts": TEXTS, "finish_reasons": ["eos", "stop", "length", None]}
     assert score_parts(EosPenalty(one, 2.0), TEXTS, **columns) == {"one": [1] * 4, "eos_penalty": [0, 0, -2, 0]}
     assert call_scorer(EosPenalty(one, 2.0, accept=["eos"]), TEXTS, **columns) == [1, -1, -1, 1]
+    answered = {"prompts": TEXTS[:3], "finish_reasons": ["environment", "horizon", "length"]}
+    assert call_scorer(EosPenalty(one, 2.0), TEXTS[:3], **answered) == [1, 1, -1]
+    assert call_scorer(EosPenalty(one, 2.0, accept=["eos", "stop"]), TEXTS[:3], **answered) == [-1, -1, -1]
     with pytest.raises(ScorerError, match="finish_reasons"):
         call_scorer(EosPenalty(one), TEXTS, prompts=TEXTS)
     with pytest.raises(ValueError, match="-1"):

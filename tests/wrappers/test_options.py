@@ -96,6 +96,44 @@ def test_log_probs_follow_masks_and_a_vector_of_slots(models: Any) -> None:
     assert not venv.unwrapped.engine.episodes.response_lengths.any()
 
 
+@pytest.mark.parametrize("limits", [{"reference_top_k": 40}, {"reference_top_p": 0.8}])
+@pytest.mark.parametrize("by", ["reference", "model"])
+def test_log_probs_follow_what_the_reference_allows(models: Any, limits: dict[str, Any], by: str) -> None:
+    """Whoever is asked, the reference decides, token by token; by plain forwards of each prefix."""
+    texts = [chr(code) + more for code in range(97, 123) for more in ("", "b")]
+    settings: dict[str, Any] = {"temperature": 0.7, "forbidden_tokens": list(range(3, 60))}
+    env = Options(TextGenEnv(**models, **settings, **limits, kl_coef=0.1), texts, append_eos=False)
+    env.reset(seed=0)
+    prefix = row(env.unwrapped.engine.episodes.observation(0))[0]
+    expected = []
+    for text in texts:
+        total, option = 0.0, tokens_of(env, text, eos=False)
+        for depth, token in enumerate(option):
+            ids = torch.tensor([prefix + option[:depth]])
+            with torch.no_grad():
+                logits = [plain_model(models[name])(ids).logits[0, -1, :259] for name in ("reference", by)]
+            ref, own = (one.double() / 0.7 for one in logits)
+            ref[3:60] = -torch.inf
+            ranked = ref.softmax(-1).sort(descending=True)
+            before = ranked.values.cumsum(-1) - ranked.values
+            count = limits.get("reference_top_k", int((before < limits.get("reference_top_p", 1)).sum()))
+            outside = torch.ones(259, dtype=torch.bool)
+            outside[ranked.indices[:count]] = False
+            total += float(own.masked_fill(outside, -torch.inf).log_softmax(-1)[token])
+        expected.append(total)
+    asked = None if by == "reference" else LanguageModel(models["model"])
+    log_probs = env.option_log_probs(asked)
+    np.testing.assert_allclose(log_probs, expected, atol=1e-3)
+    masks = env.action_masks()
+    assert (masks == np.isfinite(expected)).all()
+    assert 0 < masks.sum() < len(texts)
+    with pytest.raises(ValueError, match="is masked: .* has a token that is forbidden here"):
+        env.step(int(np.flatnonzero(~masks)[0]))
+    chosen = int(np.flatnonzero(masks)[-1])
+    info = env.step(chosen)[-1]
+    assert by == "model" or info["ref_logprob"] == pytest.approx(expected[chosen], abs=1e-3)
+
+
 def test_no_early_eos_among_the_options(models: Any) -> None:
     env = Options(TextGenEnv(**models, min_new_tokens=2), ["a", "ab", ""])
     env.reset(options={"prompt": "p"})

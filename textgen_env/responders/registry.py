@@ -16,11 +16,13 @@ from textgen_env.notices import shown
 from .base import PerText, Responder
 
 _LOCATIONS = {
+    "browser": "textgen_env.responders.browser:Browser",
     "echo": "textgen_env.responders.echo:Echo",
     "partner": "textgen_env.responders.partner:Partner",
     "patient": "textgen_env.responders.patient:Patient",
     "person": "textgen_env.responders.person:Person",
     "script": "textgen_env.responders.script:Script",
+    "site": "textgen_env.responders.site:Site",
     "tools": "textgen_env.responders.tools:Tools",
     "text_env": "textgen_env.responders.text_env:TextEnvResponder",
 }

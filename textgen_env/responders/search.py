@@ -58,12 +58,16 @@ class Search:
         self._known = frozenset(word for text in words for word in text)
 
     def __call__(self, query: str) -> str:
+        return "\n".join(map(self._passage, self.found(query))) or "nothing found"
+
+    def found(self, query: str) -> list[int]:
+        """Which documents fit a query, the best one first, by their index; those with a word of it, at most k."""
         words = [word for word in ptb_tokenize(query) if word in self._known]
         if not words:
-            return "nothing found"
+            return []
         scores = self._index.get_scores(words)
         best = np.argsort(-scores, kind="stable")[: self.k]  # of equal ones the first
-        return "\n".join(self._passage(int(number)) for number in best if scores[number] > 0)
+        return [int(number) for number in best if scores[number] > 0]
 
     def _passage(self, number: int) -> str:
         title, text = self.documents[number]

@@ -22,8 +22,6 @@ from .tool import argument_checks, as_tool
 if TYPE_CHECKING:
     from textgen_env.episode import Prompt
 
-MOST_CALLS = 8  # in a turn
-
 
 class Tools:
     """Calls the tools that the agent names in its turn, and replies with their results, one per line.
@@ -50,6 +48,8 @@ class Tools:
     Raises:
         TypeError, ValueError, ImportError: an argument of another kind or out of range; names it.
     """
+
+    most_calls = 8  # that are made in a turn
 
     def __init__(
         self,
@@ -87,12 +87,13 @@ class Tools:
     def respond(self, slots: Sequence[int], texts: Sequence[str]) -> list[ReplyLike]:
         """Call what is called in each text, all calls of all slots side by side."""
         turns = [self.calls(text) for text in texts]
-        asked = [call for turn in turns for call in turn[:MOST_CALLS]]
-        found, _ = in_time([partial(self._result, call) for call in asked], **self.patience)  # type: ignore[arg-type]
+        most = self.most_calls
+        asked = [partial(self._result, s, call) for s, turn in zip(slots, turns, strict=True) for call in turn[:most]]
+        found, _ = in_time(asked, **self.patience)  # type: ignore[arg-type]
         results = iter(found)
-        return [self._reply(turn, [next(results) for _ in turn[:MOST_CALLS]]) for turn in turns]
+        return [self._reply(turn, [next(results) for _ in turn[:most]]) for turn in turns]
 
-    def _result(self, call: ToolCall | str) -> str | Mistake:
+    def _result(self, slot: int, call: ToolCall | str) -> str | Mistake:
         """What a call comes to, as text."""
         if isinstance(call, str):
             return Mistake(call)
@@ -101,11 +102,15 @@ class Tools:
         if wrong := self._checks.get(call.name, lambda _: "")(call.arguments):
             return Mistake(f"{call.name}: {wrong}")
         try:
-            return _as_text(self.tools[call.name].function(**call.arguments))
+            return _as_text(self._call(slot, call))
         except TRANSIENT:
             raise
         except Exception as error:
             return Mistake(f"{call.name}: {self._told(call.name, error)}")
+
+    def _call(self, slot: int, call: ToolCall) -> Any:
+        """What a tool returns, which is not told who calls."""
+        return self.tools[call.name].function(**call.arguments)
 
     def _told(self, name: str, error: Exception) -> str:
         """An error of a tool in words; one that looks like a mistake in the tool is told to the user as well."""
@@ -125,10 +130,11 @@ class Tools:
                 return result  # the episode fails
         mistakes = [result for result in results if isinstance(result, Mistake)]
         texts = [f"error: {result}" if isinstance(result, Mistake) else str(result) for result in results]
-        if len(turn) > MOST_CALLS:
-            texts.append(f"error: of {len(turn)} calls only the first {MOST_CALLS} were made")
+        if len(turn) > self.most_calls:
+            most = f"{self.most_calls} were" if self.most_calls > 1 else "was"
+            texts.append(f"error: of {len(turn)} calls only the first {most} made")
         info = {
-            "calls": [call.name if isinstance(call, ToolCall) else None for call in turn[:MOST_CALLS]],
+            "calls": [call.name if isinstance(call, ToolCall) else None for call in turn[: self.most_calls]],
             "mistakes": len(mistakes),
         }
         reward = self.error_reward if mistakes else 0.0

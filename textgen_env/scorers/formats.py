@@ -14,13 +14,9 @@ from textgen_env.notices import shown
 
 from .answers import ScorerError
 from .json_text import find_json, read_json
-from .words import LETTER, composed
+from .words import composed, occurs
 
 _MODES = ("search", "match", "fullmatch")
-# Scripts that put no spaces between words.
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
-_ENDS_UNSPACED = regex.compile(rf"[{_UNSPACED}]\p{{M}}*$")
-_BEGINS_UNSPACED = regex.compile(rf"[{_UNSPACED}]")
 
 
 class Regex:
@@ -176,19 +172,11 @@ class Keywords:
 
     def _score(self, text: str, words: Sequence[str]) -> float:
         text = self._plain(text)
-        found = [_occurs(self._plain(word), text) for word in words]
+        found = [occurs(self._plain(word), text) for word in words]
         return sum(found) / len(found) if found else 1.0
 
     def _plain(self, text: str) -> str:
         return composed(text.lower() if self.ignore_case else text)
-
-
-def _occurs(word: str, text: str) -> bool:
-    """Whether a keyword stands in a text, and not as a part of a longer word."""
-    # look-arounds rather than \b, so that keywords such as "C++" are found too
-    before = "" if _BEGINS_UNSPACED.match(word) else rf"(?<!{LETTER})"
-    after = r"(?!\p{M})" if _ENDS_UNSPACED.search(word) else rf"(?!{LETTER})"
-    return word in text and regex.search(before + regex.escape(word) + after, text) is not None
 
 
 def _checked_keywords(label: str, words: Any) -> tuple[str, ...]:

@@ -9,11 +9,15 @@ from typing import Any
 from .answers import Scores, applying
 from .wrapper import Parts, Spec, Wrapper
 
+ENDED = ("eos", "stop", "environment", "horizon")
+
 
 class EosPenalty(Wrapper):
     """The score less a penalty where a text did not end by itself, as the part "eos_penalty".
 
-    A text ends by itself when its entry in `finish_reasons` is in `accept`. Unfinished texts (`None`) are not punished.
+    A text ends by itself when its entry in `finish_reasons` is in `accept`: by default every reason but "length". Where
+    the environment ended the episode, or its horizon came ("environment", "horizon"), the agent has broken nothing off.
+    Unfinished texts (`None`) are not punished.
 
     Args:
         scorer: what is scored besides.
@@ -24,7 +28,7 @@ class EosPenalty(Wrapper):
         ValueError: a negative penalty; when scoring, no `finish_reasons`.
     """
 
-    def __init__(self, scorer: Spec, penalty: float = 1.0, accept: Sequence[str] = ("eos", "stop")) -> None:
+    def __init__(self, scorer: Spec, penalty: float = 1.0, accept: Sequence[str] = ENDED) -> None:
         super().__init__(scorer)
         if not 0 <= penalty < math.inf:
             raise ValueError(f"eos_penalty: penalty must be at least 0, got {penalty}")

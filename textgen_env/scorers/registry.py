@@ -49,6 +49,7 @@ _LOCATIONS = {
     "regex": "formats:Regex",
     "json_schema": "formats:JsonSchema",
     "keywords": "formats:Keywords",
+    "citations": "citations:Citations",
     "numeric_answer": "numeric_answer:NumericAnswer",
     "reasoning-gym": "reasoning:ReasoningGym",
     "vader": "vader:Vader",

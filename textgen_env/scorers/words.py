@@ -20,6 +20,10 @@ _JOINT = r"[-.,'/\u05f3\u05f4\u066b\u066c]"  # with Hebrew's geresh and gershayi
 _CLITIC = regex.compile(rf"(?<={LETTER})(n't|'s|'m|'d|'ll|'re|'ve)(?!{LETTER})")
 _TOKEN = regex.compile(rf"n't(?!{LETTER})|'(?:s|m|d|ll|re|ve)(?!{LETTER})|{_WORD}(?:{_JOINT}{_WORD})*")
 _SOFT_HYPHEN = "\u00ad"
+# Scripts that put no spaces between words.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_ENDS_UNSPACED = regex.compile(rf"[{_UNSPACED}]\p{{M}}*$")
+_BEGINS_UNSPACED = regex.compile(rf"[{_UNSPACED}]")
 
 
 def ptb_tokenize(text: str) -> list[str]:
@@ -40,6 +44,14 @@ def ptb_tokenize(text: str) -> list[str]:
 def composed(text: str) -> str:
     """The text in Unicode's form NFC, so that a letter with an accent or a point is the same however it was typed."""
     return unicodedata.normalize("NFC", text)
+
+
+def occurs(word: str, text: str) -> bool:
+    """Whether a word or phrase stands in a text, and not as a part of a longer word."""
+    # look-arounds rather than \b, so that keywords such as "C++" are found too
+    before = "" if _BEGINS_UNSPACED.match(word) else rf"(?<!{LETTER})"
+    after = r"(?!\p{M})" if _ENDS_UNSPACED.search(word) else rf"(?!{LETTER})"
+    return word in text and regex.search(before + regex.escape(word) + after, text) is not None
 
 
 _TOKENIZERS: dict[str, Tokenizer] = {"ptb": ptb_tokenize, "space": str.split}

@@ -62,7 +62,7 @@ class Menu:
         self._options = options if isinstance(options, str) or callable(options) else _checked(options, "options")
         self.size = self._count() if count is None else check_integer("count", count, minimum=1)
         self._known: dict[int, tuple[bytes, list[str], list[list[int]]]] = {}  # by slot: prefix, texts, tokens
-        self._cached: Any = None  # of the model that was asked last
+        self._caches: list[tuple[LanguageModel, Any]] = []  # of the models that were asked last, two at most
 
     def _count(self) -> int:
         if callable(self._options):
@@ -110,7 +110,14 @@ class Menu:
         return texts
 
     def masks(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """bool (m, n); all True where no episode plays."""
+        """bool (m, n); all True where no episode plays. What the reference masks needs its log-probs."""
+        if not self._engine.kl.masks:
+            return self._ruled(rows)
+        log_probs = self.log_probs(rows, None, per_token=False)
+        return np.isfinite(log_probs)
+
+    def _ruled(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """bool (m, n): the options that exist, without forbidden tokens."""
         masks = np.ones((len(rows), self.size), dtype=np.bool_)
         for at in np.flatnonzero(self._engine.episodes.playing[rows]):
             allowed = [self._allowed(int(rows[at]), tokens) for tokens in self._state(int(rows[at]))[2]]
@@ -136,14 +143,14 @@ class Menu:
         _, texts, tokens = self._state(slot)
         if action >= len(texts):
             raise ValueError(f"action {action} is masked: slot {slot} has {len(texts)} options; see action_masks()")
-        if not self._allowed(slot, tokens[action]):
+        if not self.masks(np.array([slot]))[0, action]:
             raise ValueError(f"action {action} is masked: {texts[action]!r} has a token that is forbidden here")
         return tokens[action]
 
     def log_probs(self, rows: NDArray[np.int64], model: LanguageModel | None, per_token: bool) -> NDArray[np.float64]:
         """float64 (m, n), see `Options.option_log_probs`; 0 where no episode plays."""
         episodes, cache = self._engine.episodes, self._cache(self._engine.reference if model is None else model)
-        result = np.where(self.masks(rows), 0.0, -np.inf)
+        result = np.where(self._ruled(rows), 0.0, -np.inf)
         left = {
             (at, choice): self._state(int(rows[at]))[2][choice]
             for at, choice in np.argwhere((result == 0) & episodes.playing[rows, None]).tolist()
@@ -164,30 +171,44 @@ class Menu:
         self, cache: Any, slots: NDArray[np.int64], choices: list[int], options: list[list[int]], depth: int
     ) -> NDArray[np.float64]:
         """log p (m,) of token `depth` of m options, given the prefix and what comes before it in the option."""
+        logits = self._logits(cache, slots, choices, options, depth)
+        rules, kl, lengths = self._engine.rules, self._engine.kl, self._engine.episodes.response_lengths[slots] + depth
+        allowed = rules.masks(lengths) if rules.restrict else None
+        if kl.masks:
+            reference = self._cache(self._engine.reference)
+            ref_logits = logits if cache is reference else self._logits(reference, slots, choices, options, depth)
+            allowed = kl.inside(ref_logits, slots, allowed)
+        mask = None if allowed is None else torch.from_numpy(allowed)
+        warped = warp_logits(logits, SamplingParams(self._engine.config.temperature), mask=mask).double()
+        tokens = torch.tensor([option[depth] for option in options], device=warped.device)
+        return warped.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu().numpy()
+
+    def _logits(
+        self, cache: Any, slots: NDArray[np.int64], choices: list[int], options: list[list[int]], depth: int
+    ) -> torch.Tensor:
+        """Raw logits (m, V) behind the prefix and the first `depth` tokens of m options."""
         episodes, n = self._engine.episodes, len(self._engine.episodes)
         lengths = episodes.lengths[slots] + depth
         ids = np.zeros((len(slots), int(lengths.max())), dtype=np.int64)
         for row, (slot, option) in enumerate(zip(slots.tolist(), options, strict=True)):
             ids[row, : lengths[row]] = [*episodes.input_ids[slot, : episodes.lengths[slot]], *option[:depth]]
         if depth:  # a row of its own, which takes over the prefix from the row of its slot
-            logits = cache.next_logits(ids, lengths, n + slots * self.size + np.array(choices))
-        else:
-            _, first, back = np.unique(slots, return_index=True, return_inverse=True)
-            logits = cache.next_logits(ids[first], lengths[first], slots[first])[torch.from_numpy(back)]
-        rules = self._engine.rules
-        mask = torch.from_numpy(rules.masks(episodes.response_lengths[slots] + depth)) if rules.restrict else None
-        warped = warp_logits(logits, SamplingParams(self._engine.config.temperature), mask=mask).double()
-        tokens = torch.tensor([option[depth] for option in options], device=warped.device)
-        return warped.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu().numpy()
+            return cache.next_logits(ids, lengths, n + slots * self.size + np.array(choices))
+        _, first, back = np.unique(slots, return_index=True, return_inverse=True)
+        return cache.next_logits(ids[first], lengths[first], slots[first])[torch.from_numpy(back)]
 
     def _cache(self, model: Any) -> Any:
         """The memory of a model: a row per slot for its prefix, and one for each option behind it."""
         if not isinstance(model, LanguageModel):
             raise TypeError(f"model={shown(model)} must be a LanguageModel, not {type(model).__name__}")
-        if self._cached is None or self._cached[0] is not model:
-            same_vocabulary(self._engine.language_model, model, role="model")
-            self._cached = model, model.prefix_cache(len(self._engine.episodes) * (1 + self.size))
-        return self._cached[1]
+        for known, cache in self._caches:
+            if known is model:
+                return cache
+        same_vocabulary(self._engine.language_model, model, role="model")
+        cache = model.prefix_cache(len(self._engine.episodes) * (1 + self.size))
+        kept = [pair for pair in self._caches if pair[0] is self._engine.reference]
+        self._caches = [*kept, (model, cache)]
+        return cache
 
 
 def _checked(options: Any, where: str) -> list[str]:

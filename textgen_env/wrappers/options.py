@@ -28,8 +28,9 @@ class Options(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     ## Action Space
     `Discrete(n)`: action i writes the i-th text, token by token, behind what stands there, and an EOS token behind it;
-    see `TextActions`. Where there are fewer than n texts, and where a token of a text is forbidden, the action is
-    masked (`action_masks()`, bool (n,)) and an error when chosen.
+    see `TextActions`. Where there are fewer than n texts, and where a token of a text is forbidden or outside of what
+    the reference allows (`reference_top_p`, `reference_top_k`), the action is masked (`action_masks()`, bool (n,)) and
+    an error when chosen.
 
     ## Rewards
     Σ γ^i·r_i over the k tokens of the text, with `info["steps"]` = k: a learner discounts the next value by γ^k
@@ -98,8 +99,8 @@ class Options(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def option_log_probs(self, model: LanguageModel | None = None, *, per_token: bool = False) -> NDArray[np.float64]:
         """float64 (n,), log p of each option in the present state: the sum over its tokens, EOS included.
 
-        At the environment's temperature and among the tokens that it allows (what `reference_top_p` and
-        `reference_top_k` mask aside); −inf where an option is masked.
+        At the environment's temperature and among the tokens that it allows, also by `reference_top_p` and
+        `reference_top_k`; −inf where an option is masked.
 
         Args:
             model: whose; the reference if None. The prefix is read once for all options, and its keys and values stay
