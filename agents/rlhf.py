@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from functools import cached_property, partial
@@ -170,11 +171,20 @@ class RLHF:
         From scratch: an earlier fit has learned some of what is held out now, and costs no more than it saves.
         """
         settings, pairs = self.settings, str(self.round(number) / "pairs.jsonl")
-        often = {name: max(1, settings.reward_updates // 4) for name in ("eval_every", "sample_every")}
         data = PairConfig(pairs=pairs, held_out_pairs=settings.labels.held_out_pairs)
-        given = {**shared, **often, "updates": settings.reward_updates, "data": data}
+        learned = sum(pair.ranked is not None for pair in split_pairs(read_pairs(pairs), data.held_out_pairs)[0])
+        per_epoch = math.ceil(learned / settings.reward_model.minibatch_size)
+        updates = settings.reward_updates or max(1, settings.reward_epochs * per_epoch)
+        often = {name: max(1, updates // 4) for name in ("eval_every", "sample_every")}
+        given = {**shared, **often, "updates": updates, "data": data}
         kept = reward_model.RewardModelSettings(**given, reward_model=settings.reward_model)
-        return reward_model.RewardModelRun(kept, reward_model.make_trainer, **self._options())
+
+        def make_trainer(run: Any) -> reward_model.RewardModelTrainer:
+            own = self._given is None and settings.labels.labeller == "synthetic"
+            run.judge = settings.labels if own else None
+            return reward_model.make_trainer(run)
+
+        return reward_model.RewardModelRun(kept, make_trainer, **self._options())
 
     def _ppo(self, number: int, shared: dict[str, Any]) -> Run:
         """PPO as it was after the round before: policy, critic, optimiser, β and generators; only the scorer is new."""
@@ -217,6 +227,7 @@ class RLHF:
             self._load(self._policy_of(number - 1)),
             count,
             ensemble_differences(self.round(number - 1) / "reward_model" / "last") if asks else None,
+            responses=labels.responses,
             branches=labels.select == "branches",
             candidates=labels.candidates,
             seed=derived_seed(settings.seed, number),

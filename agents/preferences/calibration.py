@@ -50,14 +50,29 @@ def calibration_error(table: Sequence[Bin]) -> float:
     return sum(b.pairs * abs(b.predicted - b.observed) for b in table) / sum(b.pairs for b in table)
 
 
-def preference_metrics(differences: Tensor, targets: Tensor) -> dict[str, list[float]]:
-    """``accuracy`` and ``log_loss`` (nats) of N pairs, then of all but the first, all but the second, …"""
+def preference_metrics(
+    differences: Tensor, targets: Tensor, prompts: Sequence[str] | None = None
+) -> dict[str, list[float]]:
+    """``accuracy`` and ``log_loss`` (nats) of N pairs, then of all but the first prompt's, all but the second's, …
+
+    Pairs of one prompt share responses, so that they say less together than as many of different prompts: standard
+    errors are to leave out prompts, not pairs.
+
+    Args:
+        differences: (N,) r(first) − r(second).
+        targets: (N,) 1 where the first is preferred, ½ for a tie.
+        prompts: of the pairs; None: each has a prompt of its own.
+    """
+    number: dict[str, int] = {}
+    names = map(str, range(len(targets))) if prompts is None else prompts
+    groups = torch.tensor([number.setdefault(name, len(number)) for name in names])
+    left = len(groups) - groups.bincount()  # (prompts,) pairs of the others
     found = {}
     for name, measure in (("accuracy", preference_accuracy), ("log_loss", preference_loss)):
         each = torch.stack(
             [measure(*pair) for pair in zip(differences[:, None], targets[:, None], strict=True)]
         ).double()
-        others = (each.sum() - each) / max(1, len(each) - 1)
+        others = (each.sum() - torch.zeros(len(left)).double().index_add(0, groups, each)) / left.clamp(min=1)
         found[name] = [float(each.mean()), *others.tolist()]
     return found
 
@@ -65,7 +80,13 @@ def preference_metrics(differences: Tensor, targets: Tensor) -> dict[str, list[f
 CURVES = {"train/accuracy": "accuracy, training", "eval/accuracy": "accuracy, held out", "eval/log_loss": "log-loss"}
 
 
-def draw_calibration(path: Path, records: Sequence[dict[str, float]], table: Sequence[Bin], title: str = "") -> None:
+def draw_calibration(
+    path: Path,
+    records: Sequence[dict[str, float]],
+    table: Sequence[Bin],
+    title: str = "",
+    judge_agreement: float | None = None,
+) -> None:
     """Accuracy and log-loss over the updates beside the reliability diagram, as a PNG.
 
     Args:
@@ -73,6 +94,7 @@ def draw_calibration(path: Path, records: Sequence[dict[str, float]], table: Seq
         records: lines of a metrics file.
         table: of the last evaluation.
         title: of the figure.
+        judge_agreement: how often who labelled agrees with themselves, if it is known.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -83,6 +105,8 @@ def draw_calibration(path: Path, records: Sequence[dict[str, float]], table: Seq
     for name, label in CURVES.items():
         if points := [(r["update"], r[name]) for r in records if name in r]:
             left.plot(*zip(*points, strict=True), "o-", markersize=3, label=label)
+    if judge_agreement is not None:
+        left.axhline(judge_agreement, color="black", linewidth=0.8, label="the judge with itself")
     left.set(xlabel="update", title="pairs")
     left.legend()
     right.plot([0.5, 1], [0.5, 1], color="black", linewidth=0.8, label="calibrated")
