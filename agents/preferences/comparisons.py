@@ -21,7 +21,7 @@ from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.sampling import PLAIN, SamplingParams
 
 from ..rollout import collect
-from .labellers import SampledPairs, pair_of, sample_pairs
+from .labellers import SampledPairs, draw_prompts, pair_of, sample_pairs
 from .pairs import Pair
 
 
@@ -58,8 +58,7 @@ def sample_comparisons(
     if count < 1:
         raise ValueError(f"count={count} must be at least 1")
     prompts, wanted = cast(Any, venv.unwrapped).prompts, math.ceil(count / math.comb(responses, 2))
-    rounds = math.ceil(wanted / len(prompts))
-    drawn = torch.cat([torch.randperm(len(prompts), generator=generator) for _ in range(rounds)])[:wanted].tolist()
+    drawn = draw_prompts(venv, wanted, generator)
     rows = [number for number in drawn for _ in range(responses)]
     rows += rows[:1] * max(0, venv.num_envs - len(rows))  # every slot plays at least one
     played = collect(venv, language_model, len(rows), generator=generator, sampling=sampling, prompts=rows)
