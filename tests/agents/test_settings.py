@@ -25,6 +25,7 @@ from textgen_env.agents.rlhf_config import RLHFSettings
 from textgen_env.agents.sft import SFTConfig
 from textgen_env.agents.training.command_line import parse
 from textgen_env.agents.training.command_line import run as run_program
+from textgen_env.agents.vine_ppo import VinePPOConfig
 
 NEVER = [math.nan, math.inf, -math.inf, "1", True, [1]]
 POSITIVE = [*NEVER, 0, -1, 10**400]
@@ -126,9 +127,18 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
             **dict.fromkeys(("labels", "held_out_pairs", "candidates"), COUNT),
             "responses": [*NEVER, 1, 2.5, None],
             **dict.fromkeys(("label_temperature", "label_tie"), NOT_NEGATIVE),
-            **dict.fromkeys(("label_flip", "initial_share"), SHARE),
+            **dict.fromkeys(("label_flip", "initial_share", "wait_for"), SHARE),
             "half_rate_at": POSITIVE,
             **dict.fromkeys(("labeller", "select"), OTHER),
+        },
+    ),
+    (
+        VinePPOConfig,
+        {
+            **ON_POLICY,
+            **dict.fromkeys(("continuations", "branch_every", "epochs"), COUNT),
+            "clip": POSITIVE,
+            "whiten": ["yes", 1, None],
         },
     ),
     (
