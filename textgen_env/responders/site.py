@@ -10,8 +10,9 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from html import escape
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingTCPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -59,7 +60,7 @@ def _html(title: str, body: str) -> str:
     return f"<!doctype html><html>{head}<body>{body}</body></html>"
 
 
-class _Listening(ThreadingHTTPServer):
+class _Listening(ThreadingTCPServer):  # `http.server`'s own asks for the name of the host, which can take long
     daemon_threads = True
     request_queue_size = 128  # of the default, 5, all slots at once leave some to knock again a second later
 
