@@ -19,6 +19,7 @@ COMMANDS = {
     "dpo": ("textgen_env.agents.dpo", "DPO, IPO and KTO, from pairs of responses"),
     "reward_model": ("textgen_env.agents.reward_model", "a reward model from pairs of responses"),
     "rlhf": ("textgen_env.agents.rlhf", "labels, a reward model and PPO, in one round or several"),
+    "label": ("textgen_env.agents.label", "a page on which people compare responses"),
     "sb3_ppo": ("textgen_env.agents.sb3_ppo", "Stable-Baselines3's PPO on the same tasks"),
     "evaluate": ("textgen_env.agents.evaluate", "a policy greedy, sampled, best of n, and beside another"),
     "optimum": ("textgen_env.agents.optimum", "the best that any policy can reach on a task"),
