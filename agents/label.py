@@ -80,9 +80,10 @@ class LabelServer:
     def __init__(self, settings: LabelSettings) -> None:
         self.settings, self.begun = settings, False
         file, lease = settings.file, 60 * settings.lease_minutes
-        self.store = PreferenceStore(store_path(file), overlap=settings.overlap, lease_seconds=lease)
-        if file.suffix == ".jsonl":
-            self.store.add(read_pairs(file))
+        path = store_path(file)
+        given = read_pairs(file) if file.suffix == ".jsonl" else []
+        self.store = PreferenceStore(path, overlap=settings.overlap, lease_seconds=lease)
+        self.store.add(given)
         self._exports = settings.export is not None or settings.export_trl is not None
         if not self._exports:
             self._show_opinions()
@@ -119,9 +120,7 @@ class LabelServer:
             print(f"{len(pairs)} lines in {settings.export}")
         if settings.export_trl is not None:
             left_out = write_trl(settings.export_trl, pairs)
-            print(
-                f"{len(pairs) - left_out} preferences in {settings.export_trl}, {left_out} lines without one left out"
-            )
+            print(f"{len(pairs) - left_out} preferences in {settings.export_trl}; {left_out} lines have none")
 
     def _show_opinions(self) -> None:
         """Let the store know what the reward model thinks, where it is named, or was left by a pipeline."""

@@ -72,6 +72,7 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._templates.filters["visible"] = visible
         self._templates.globals.update(title=visible(title), replay=replay, side_of=side_of)
         self._assets = {name: (FOLDER / name).read_bytes() for name in ASSETS}
 
@@ -203,7 +204,9 @@ class Page:
                 "among_raters": kind == 0,
                 "view": PairView.of(number, by_number[number][0].pair, left_side(number, who or "")),
                 "opinion": opinion_view(opinions.get(number), left_side(number, who or "")),
-                "preferred": [(each.pair.who, each.pair.choice) for each in by_number[number] if not each.skipped],
+                "preferred": [
+                    (visible(each.pair.who or ""), each.pair.choice) for each in by_number[number] if not each.skipped
+                ],
             }
             for number, kind in part
         ]
@@ -214,7 +217,7 @@ class Page:
     def raters(self, request: Request) -> Response:
         """Everybody in numbers, and how far they agree."""
         said, opinions = self.store.said(), self.store.opinions()
-        models = sorted({each.model for each in opinions.values()})
+        models = sorted({visible(each.model) for each in opinions.values()})
         return self._html(
             request,
             "raters.html",

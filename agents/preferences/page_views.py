@@ -126,7 +126,7 @@ def response_of(side: str, left: str) -> Choice:
 def _messages(pair: Pair) -> list[tuple[str, str]]:
     if isinstance(pair.prompt, str):
         return [("", shown(pair.prompt))]
-    return [(str(m.get("role", "")), shown(_said(m.get("content")))) for m in pair.prompt]
+    return [(shown(str(m.get("role", ""))), shown(_said(m.get("content")))) for m in pair.prompt]
 
 
 def _said(content: Any) -> str:
@@ -188,4 +188,6 @@ def opinion_view(opinion: Opinion | None, left: str) -> OpinionView | None:
     probability = opinion.probability if left == "a" else 1 - opinion.probability  # of the left one
     spread = "" if opinion.spread is None else f" ± {opinion.spread:.2f}"
     percent, side = round(100 * max(probability, 1 - probability)), "left" if probability >= 0.5 else "right"
-    return OpinionView(opinion.model, side, percent, round(100 * probability), f"{abs(opinion.difference):.2f}{spread}")
+    return OpinionView(
+        visible(opinion.model), side, percent, round(100 * probability), f"{abs(opinion.difference):.2f}{spread}"
+    )

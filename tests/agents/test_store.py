@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from textgen_env.agents.preferences.pairs import Pair, read_pairs, write_pairs
 from textgen_env.agents.preferences.store import PreferenceStore
+from textgen_env.agents.preferences.store_records import Opinion, left_side
 
 PAIRS = [Pair(f"p{i}", "x", "y", columns={"row": i}) for i in range(4)]
 NOON = 1769860800.0  # 2026-01-31T12:00:00Z
@@ -150,6 +151,7 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path):
 RATER = """
 import sys
 from textgen_env.agents.preferences.store import PreferenceStore
+from textgen_env.agents.preferences.store_records import Opinion, left_side
 path, who = sys.argv[1:]
 store = PreferenceStore(path)
 print("ready", flush=True)
@@ -204,3 +206,161 @@ def test_a_new_store_is_made_once_however_many_begin_it(tmp_path: Path):
         assert process.communicate()[0] == "ready\n"
         assert process.returncode == 0
     assert PreferenceStore(path).pairs() == []
+
+
+# --- what people do on a page -----------------------------------------------------------------------------------------
+
+
+def test_undo_asks_again_and_keeps_the_history(tmp_path: Path):
+    clock = Clock()
+    store = PreferenceStore(tmp_path / "store.db", clock=clock)
+    store.add(PAIRS)
+    for choice in ("a", "tie"):
+        task = store.next_task("ann")
+        assert task is not None
+        store.choose(task.number, "ann", choice)
+        clock.now += 1
+    assert store.undo("ann", 1) is None  # the last choice was of another pair: a request that came twice
+    assert store.undo("ann", 2) == 2
+    assert store.undo("ann", 2) is None
+    assert store.counts() == {"ann": 1}
+    held, other = store.next_task("ann"), store.next_task("bob")
+    assert held is not None
+    assert other is not None
+    assert (held.number, other.number) == (2, 3)  # nobody else gets what was taken back
+    clock.now += 1
+    store.choose(2, "ann", "b")
+    history = [(s.number, s.pair.choice, s.withdrawn) for s in store.said(who="ann", withdrawn=True)]
+    assert history == [(1, "a", None), (2, "tie", "2026-01-31T12:00:02Z"), (2, "b", None)]
+    assert [p.choice for p in store.pairs()] == ["a", "b", None, None]
+    assert [store.undo("ann") for _ in range(3)] == [2, 1, None]
+
+
+def test_the_same_choice_twice_is_one_and_another_is_added(tmp_path: Path):
+    store = PreferenceStore(tmp_path / "store.db", clock=Clock())
+    store.add(PAIRS)
+    for choice in ("a", "a", "b", "b"):
+        store.choose(1, "ann", choice)
+    assert [(s.pair.choice, s.withdrawn is None) for s in store.said(withdrawn=True)] == [("a", False), ("b", True)]
+
+
+def test_a_skipped_pair_goes_to_others_and_comes_back_last(tmp_path: Path):
+    store = PreferenceStore(tmp_path / "store.db", clock=Clock())
+    store.add(PAIRS[:3])
+
+    def number(who: str) -> int | None:
+        task = store.next_task(who)
+        return task and task.number
+
+    assert number("ann") == 1
+    store.skip(1, "ann")
+    assert number("ann") == 2
+    assert number("bob") == 1  # at once
+    assert store.undo("ann") == 1
+    assert (number("ann"), number("bob")) == (2, 1)  # bob has it by now
+    assert store.task_again(1, "ann") is None
+    store.choose(1, "bob", "a")
+    for skipped in (2, 3, 2, 3, 2):  # round and round
+        assert number("ann") == skipped
+        store.skip(skipped, "ann")
+    assert number("ann") == 3
+    assert store.counts() == {"bob": 1}
+    assert [p.choice for p in store.pairs()] == ["a", None, None]  # a skip is no label
+
+
+def test_what_belongs_to_a_choice_stays_with_it(tmp_path: Path):
+    """Strength, comment and the side: per rater, not per pair; and out to a file and back."""
+    store = PreferenceStore(tmp_path / "store.db", overlap=2, clock=Clock())
+    store.add(PAIRS[:1])
+    store.choose(1, "ann", "a", strength=4, comment="warmer", left="b")
+    store.choose(1, "bob", "tie", strength=4, left="a")
+    rows = store.pairs()
+    assert [dict(p.columns) for p in rows] == [
+        {"row": 0, "strength": 4.0, "comment": "warmer", "left": "b"},
+        {"row": 0, "left": "a"},  # a tie has no strength
+    ]
+    assert [p.strength for p in rows] == [4, 0]
+    other = PreferenceStore(tmp_path / "other.db")
+    assert other.add(rows) == [1, 1]
+    assert other.pairs() == rows
+    with pytest.raises(ValueError, match="strength=-1"):
+        store.choose(1, "ann", "a", strength=-1)
+
+
+def test_seconds_run_from_when_a_pair_was_given(tmp_path: Path):
+    clock = Clock()
+    store = PreferenceStore(tmp_path / "store.db", lease_seconds=60, clock=clock)
+    store.add(PAIRS)
+    store.next_task("ann")
+    clock.now += 20
+    task = store.next_task("ann")  # a reload
+    assert task is not None
+    assert task.elapsed == 20
+    clock.now += 5
+    store.choose(task.number, "ann", "a")
+    assert store.pairs()[0].seconds == 25
+    store.next_task("ann")
+    clock.now += 61  # it was no longer theirs, and is given anew
+    task = store.next_task("ann")
+    assert task is not None
+    assert task.elapsed == 0
+
+
+def test_sides_are_even_and_stay(tmp_path: Path):
+    store = PreferenceStore(tmp_path / "store.db")
+    store.add(PAIRS)
+    task = store.next_task("ann")
+    assert task is not None
+    assert task == replace(store.next_task("ann") or task, elapsed=task.elapsed)
+    for who in ("ann", "bob"):
+        left = [left_side(number, who) for number in range(1, 2001)]
+        assert abs(left.count("a") - 1000) < 4 * 500**0.5  # four standard deviations
+    same = sum(left_side(number, "ann") == left_side(number, "bob") for number in range(1, 2001))
+    assert abs(same - 1000) < 4 * 500**0.5  # one rater's order tells nothing of another's
+
+
+def test_progress_and_opinions(tmp_path: Path):
+    store = PreferenceStore(tmp_path / "store.db", overlap=2, clock=Clock())
+    store.add(PAIRS)
+    store.choose(1, "ann", "a")
+    store.choose(1, "bob", "b")
+    store.choose(2, "ann", "cannot tell")
+    store.skip(3, "ann")
+    progress = store.progress("ann")
+    assert (progress.pairs, progress.answered, progress.own) == (4, 1, 2)
+    assert progress.last is not None
+    assert (progress.last.number, progress.last.skipped) == (3, True)
+    store.put_opinions({1: Opinion("m", 1.0, 0.5), 2: Opinion("m", 0.0)})
+    store.put_opinions({1: Opinion("n", -1.0)})  # in place of all
+    assert store.opinions() == {1: Opinion("n", -1.0)}
+    assert store.opinions()[1].probability == pytest.approx(0.2689414)  # σ(−1)
+    with pytest.raises(sqlite3.IntegrityError):
+        store.put_opinions({9: Opinion("n", 0.0)})
+    assert store.opinions() == {1: Opinion("n", -1.0)}
+
+
+VERSION_1 = """
+CREATE TABLE pairs (id INTEGER PRIMARY KEY, prompt TEXT NOT NULL, a TEXT NOT NULL, b TEXT NOT NULL,
+                    columns TEXT NOT NULL);
+CREATE INDEX texts ON pairs (a, b);
+CREATE TABLE choices (pair INTEGER NOT NULL REFERENCES pairs, who TEXT NOT NULL, choice TEXT NOT NULL,
+                      "when" TEXT, seconds REAL, PRIMARY KEY (pair, who));
+CREATE TABLE leases (pair INTEGER NOT NULL REFERENCES pairs, who TEXT NOT NULL, expires REAL NOT NULL,
+                     PRIMARY KEY (pair, who));
+INSERT INTO pairs VALUES (1, '"p0"', 'x', 'y', '{"row": 0}'), (2, '"p1"', 'x', 'y', '{"row": 1}');
+INSERT INTO choices VALUES (1, 'ann', 'b', '2026-01-31T12:00:00Z', 2.5);
+INSERT INTO leases VALUES (2, 'bob', 9e9);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_store_of_version_1_is_read_on(tmp_path: Path):
+    path = tmp_path / "store.db"
+    database = sqlite3.connect(path)
+    database.executescript(VERSION_1)
+    database.close()
+    store = PreferenceStore(path, clock=Clock())
+    said = replace(PAIRS[0], choice="b", who="ann", when="2026-01-31T12:00:00Z", seconds=2.5)
+    assert store.pairs() == [said, PAIRS[1]]
+    store.choose(2, "ann", "a")
+    assert [s.number for s in PreferenceStore(path).said()] == [1, 2]
