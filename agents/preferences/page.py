@@ -9,6 +9,7 @@ elsewhere, and no request names a file: templates and the three files beside the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,9 @@ class Page:
             lstrip_blocks=True,
         )
         self._templates.filters["visible"] = visible
-        self._templates.globals.update(title=visible(title), replay=replay, side_of=side_of)
         self._assets = {name: (FOLDER / name).read_bytes() for name in ASSETS}
+        version = hashlib.blake2b(b"".join(self._assets.values()), digest_size=6).hexdigest()
+        self._templates.globals.update(title=visible(title), replay=replay, side_of=side_of, version=version)
 
     def routes(self) -> list[Route]:
         """All addresses."""
@@ -155,6 +157,8 @@ class Page:
         """Write a choice down; the answer is sent when it is on the disk."""
         who, number = self._who(request), whole(form.get("number", ""))
         side = form.get("choice", "")
+        if side == "":  # Enter in a field
+            return RedirectResponse(with_switches("/compare", form), 303)
         if number is None or side not in (*SIDES, "tie", "cannot tell", "skip"):
             raise HTTPException(400, "number and choice must be those of the form")
         if not self.store.was_given(number, who):
@@ -275,7 +279,8 @@ class Page:
 
     def _asset(self, name: str) -> Callable[[Request], Any]:
         async def send(_: Request) -> Response:
-            return Response(self._assets[name], media_type=ASSETS[name])
+            forever = {"cache-control": "private, max-age=31536000, immutable"}  # another version has another address
+            return Response(self._assets[name], media_type=ASSETS[name], headers=forever)
 
         return send
 

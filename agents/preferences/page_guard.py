@@ -37,7 +37,6 @@ HEADERS = {
     "referrer-policy": "same-origin",  # with "no-referrer" a browser sends no Origin with its own forms
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
 }
 
 
@@ -71,7 +70,9 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("cache-control", "no-store")
+                headers.update(HEADERS)
             await send(message)
 
         answer = self._refusal(scope) or self.app
@@ -82,10 +83,8 @@ class Guard:
         host = headers.get("host", "").lower()
         if not self._is_ours(host):
             return PlainTextResponse(f"Host {host!r} is not served here", 421)
-        if scope["method"] not in ("GET", "HEAD", "POST"):
-            return PlainTextResponse("GET and POST alone", 405)
         origins = headers.getlist("origin")
-        if scope["method"] == "POST" and origins not in ([f"http://{host}"], [f"https://{host}"]):
+        if scope["method"] not in ("GET", "HEAD") and origins not in ([f"http://{host}"], [f"https://{host}"]):
             return PlainTextResponse("a form of another site is not taken (Origin)", 403)
         return None if self.token is None else self._without_token(scope, headers, self.token)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_client import Rater, read
 from starlette.testclient import TestClient
 
+from benchmarks.robots import Rater, read
 from textgen_env.agents.preferences.page import make_app
 from textgen_env.agents.preferences.page_forms import clean_name
 from textgen_env.agents.preferences.page_views import MOST_WORDS, WORDS, clipped, differing, marked, shown
@@ -248,7 +248,7 @@ def test_whatever_a_model_writes_is_shown_as_text(tmp_path: Path):
     tags = re.compile(r"<(script|img|i|b)\b[^>]*>")
     for path in ("/compare", "/compare/1", "/choices", "/disputed", "/raters", "/pairs/1", "/pairs/77", "/name"):
         html = ann.client.get(path).text
-        found = {tag[0] for tag in tags.finditer(html)} - {"<b>", '<script src="/page.js" defer>'}
+        found = {tag[0] for tag in tags.finditer(html) if not tag[0].startswith('<script src="/page.js?')} - {"<b>"}
         assert not found, path
         assert "{{" not in html.replace("{{7*7}}", "")
         assert "\u202e" not in html

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from page_client import Rater, read
 from starlette.testclient import TestClient
 
+from benchmarks.robots import Rater, read
 from textgen_env.agents.preferences import page_guard
 from textgen_env.agents.preferences.page import make_app
 from textgen_env.agents.preferences.page_guard import MOST_BYTES, is_loopback
@@ -95,6 +95,7 @@ def test_other_methods_do_nothing(store: PreferenceStore):
     page = client(store)
     for method in ("PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"):
         assert page.request(method, "/compare", headers={"origin": HOME}).status_code == 405
+        assert page.request(method, "/compare").status_code == 403
     for path in ("/choose", "/undo"):  # no link or picture of another page chooses
         assert page.get(path).status_code == 405
     with pytest.raises(RuntimeError, match="HTTP alone"), page.websocket_connect("/compare"):
@@ -137,7 +138,7 @@ def test_large_forms_are_refused_before_they_are_read(store: PreferenceStore):
     form = {"number": "1", "choice": "left"}
     assert ann.post("/choose", {**form, "comment": "x" * MOST_BYTES}).status_code == 413
     assert ann.post("/choose", {**form, "comment": "x" * 2001}).status_code == 413
-    assert ann.post("/choose", {str(i): "x" for i in range(30)}).status_code == 400
+    assert ann.post("/choose", {**form, **{str(i): "x" for i in range(30)}}).status_code == 400
     assert store.said() == []
     read_so_far = 0
 
@@ -179,6 +180,7 @@ def test_what_is_no_form_is_refused(store: PreferenceStore, content: bytes, kind
         {"number": "１", "choice": "left"},
         {"number": "1", "choice": "left", "strength": "6"},
         {"choice": "left"},
+        {"number": "1", "choice": " "},
     ],
 )
 def test_values_that_the_page_does_not_send_are_refused(store: PreferenceStore, form: dict[str, str]):
@@ -229,7 +231,8 @@ def test_every_answer_keeps_the_page_to_itself(store: PreferenceStore, monkeypat
         assert policy["script-src"] == policy["style-src"] == policy["form-action"] == "'self'"
         assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["cache-control"] == "no-store"
+        is_asset = answer.request.url.path in ("/page.js", "/page.css")
+        assert ("immutable" if is_asset else "no-store") in answer.headers["cache-control"]
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     html = answers[0].text
     assert "style=" not in html

@@ -8,6 +8,7 @@
     const inText = event.target.closest("textarea, input:not([type=checkbox]):not([type=radio])");
     if (inText) { if (event.key === "Escape") event.target.blur(); return; }
     if (event.target.matches("input[type=radio]") && event.key.startsWith("Arrow")) return;  // they move in the scale
+    if (event.target.matches("input") && event.key === "Enter") event.preventDefault();  // it would send the form
     if (!keysOn()) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const wanted = [...document.querySelectorAll("[data-keys]")].find((each) => each.dataset.keys.split(" ").includes(key));

@@ -1,4 +1,8 @@
-"""A rater without a browser: follows the page's own forms and links, as a browser without scripts does."""
+"""A rater without a browser: follows the labelling page's own forms and links, as a browser without scripts does.
+
+What lives here: reading a page, and pressing its buttons over HTTP. What does not: what a robot prefers
+(``labelling.py``), the page (``agents/preferences/page.py``).
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ class Reader(HTMLParser):
         elif tag == "input" and "name" in given:
             if given.get("type") not in ("checkbox", "radio") or "checked" in given:
                 self.page.fields[given["name"]] = given.get("value", "")
-        elif tag == "button" and "disabled" not in given:
+        elif tag == "button" and "hidden" not in given:
             self.page.buttons[given.get("value") or given.get("formaction", "")] = given.get("formaction", self._action)
         elif tag == "section" and given.get("class", "").startswith("card"):
             self.page.sides[given["class"].split()[1]] = ""
@@ -78,7 +82,7 @@ class Rater:
     def __init__(self, client: Any, name: str | None = "ann") -> None:
         self.client, self.origin = client, str(client.base_url).rstrip("/")
         if name is not None:
-            assert self.post("/name", {"name": name}).status_code == 303
+            self._acknowledged(self.post("/name", {"name": name}), 303)
 
     def post(self, path: str, form: dict[str, str], **headers: str) -> Any:
         """A form, as a browser sends it."""
@@ -86,12 +90,13 @@ class Rater:
 
     def get(self, path: str = "/compare") -> Shown:
         """A page."""
-        answer = self.client.get(path)
-        assert answer.status_code == 200, answer.text
-        return read(answer.text)
+        return read(self._acknowledged(self.client.get(path), 200).text)
 
     def press(self, page: Shown, button: str, **typed: str) -> Any:
         """A button of a page's form; the answer, once it is acknowledged."""
-        answer = self.post(page.buttons[button], {**page.fields, "choice": button, **typed})
-        assert answer.status_code == 303, answer.text
+        return self._acknowledged(self.post(page.buttons[button], {**page.fields, "choice": button, **typed}), 303)
+
+    def _acknowledged(self, answer: Any, code: int) -> Any:
+        if answer.status_code != code:
+            raise RuntimeError(f"the page answered {answer.status_code}, not {code}: {answer.text[:500]}")
         return answer
