@@ -26,6 +26,7 @@ from textgen_env.scorers.registry import get_scorer
 from . import ppo, reward_model, sft
 from .policy import ActorConfig, ActorCritic
 from .preferences.loop import choices_in, draw_pairs, ensemble_differences, make_labeller, normalized_scorer
+from .preferences.opinions import put_opinions
 from .preferences.pairs import read_pairs, write_pairs
 from .preferences.source import PairConfig, split_pairs
 from .preferences.stages import measure_stage, stages_table
@@ -209,18 +210,19 @@ class RLHF:
             return
         settings, labels = self.settings, self.settings.labels
         count = labels.schedule(settings.rounds)[number - 1]
-        asks = labels.select == "disagreement" and number > 1
+        asks = labels.select != "random" and number > 1
         venv, _ = make_environments(settings)  # a new one: a judge may keep running statistics, which a stop would end
         drawn = draw_pairs(
             venv,
             self._load(self._policy_of(number - 1)),
             count,
             ensemble_differences(self.round(number - 1) / "reward_model" / "last") if asks else None,
+            branches=labels.select == "branches",
             candidates=labels.candidates,
             seed=derived_seed(settings.seed, number),
             temperature=settings.temperature,
         )
-        make_labeller(labels, settings.seed)(self._store, drawn.pairs)
+        make_labeller(labels, settings.seed, self.display.say)(self._store, drawn.pairs)
         said = choices_in(self._store)
         self.display.say(f"round {number} of {settings.rounds}: {len(drawn.pairs)} pairs to label, {len(said)} choices")
         write_pairs(path, said)
@@ -231,6 +233,8 @@ class RLHF:
         if not path.exists():
             first = read_pairs(self.round(1) / "pairs.jsonl")
             scorer = normalized_scorer(self.round(number) / "reward_model" / "last", first)
+            if self.settings.labels.labeller == "page":
+                put_opinions(self._store, self.round(number) / "reward_model" / "last")
             replace_file(path, json.dumps(scorer))
 
     def _load(self, model: str) -> LanguageModel:
@@ -279,7 +283,7 @@ class RLHF:
             line = (
                 f"reward model {number}, {len(pairs)} labels: right in {accuracy:.1%} ± {error:.1%} of those held out"
             )
-            if settings.labels.pairs is None:
+            if settings.labels.pairs is None and settings.labels.labeller == "synthetic":
                 own = settings.labels.self_agreement(held_out, settings.seed)
                 line += f"; the judge, asked twice, agrees in {own:.1%}: {accuracy / own:.0%} of that"
             self.display.say(line)

@@ -63,6 +63,6 @@ class RLHFSettings(FolderSettings):
             raise ValueError(f"rounds={self.rounds} must be at most ppo_updates={self.ppo_updates}")
         if self.labels.pairs is not None and self.rounds > 1:
             raise ValueError(f"pairs={self.labels.pairs!r} with rounds={self.rounds}: later rounds ask about new pairs")
-        if self.labels.select == "disagreement" and self.reward_model.members < 2:
-            raise ValueError(f"select='disagreement' needs an ensemble; members={self.reward_model.members}")
+        if self.labels.select != "random" and self.reward_model.members < 2:
+            raise ValueError(f"select={self.labels.select!r} needs an ensemble; members={self.reward_model.members}")
         self.labels.schedule(self.rounds)  # a round without labels is refused

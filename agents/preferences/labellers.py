@@ -211,28 +211,56 @@ def sample_pairs(
     """
     if count < 1 or attempts < 1:
         raise ValueError(f"count={count} and attempts={attempts} must be at least 1")
+    drawn = draw_prompts(venv, count, generator)
+    pairs = sample_twice(venv, language_model, drawn, generator=generator, sampling=sampling, attempts=attempts)
+    return SampledPairs([pair for pair in pairs if pair is not None], pairs.count(None))
+
+
+def draw_prompts(venv: VectorEnv, count: int, generator: torch.Generator) -> list[int]:
+    """Numbers of an environment's prompts in random order, none twice before all have come once."""
+    prompts = len(cast(Any, venv.unwrapped).prompts)
+    rounds = math.ceil(count / prompts)
+    return torch.cat([torch.randperm(prompts, generator=generator) for _ in range(rounds)])[:count].tolist()
+
+
+def sample_twice(
+    venv: VectorEnv,
+    language_model: LanguageModel,
+    drawn: Sequence[int],
+    responses: Sequence[Sequence[int]] | None = None,
+    *,
+    generator: torch.Generator,
+    sampling: SamplingParams = PLAIN,
+    attempts: int = 4,
+) -> list[Pair | None]:
+    """Two responses to each of some prompts; None where they were the same text in all attempts.
+
+    Args:
+        venv, language_model, generator, sampling, attempts: see `sample_pairs`.
+        drawn: numbers of the prompts.
+        responses: what both responses to each of them begin with, as token ids; None: with nothing.
+    """
     prompts = cast(Any, venv.unwrapped).prompts
-    rounds = math.ceil(count / len(prompts))
-    drawn = torch.cat([torch.randperm(len(prompts), generator=generator) for _ in range(rounds)])[:count].tolist()
     found: dict[int, Pair] = {}
     for _ in range(attempts):
-        left = [place for place in range(count) if place not in found]
+        left = [place for place in range(len(drawn)) if place not in found]
         if not left:
             break
-        wanted = [drawn[place] for place in left for _ in range(2)]
-        spare = wanted[:1] * max(0, venv.num_envs - len(wanted))  # every slot plays at least one
+        places = [place for place in left for _ in range(2)]
+        places += places[:1] * max(0, venv.num_envs - len(places))  # every slot plays at least one
         played = collect(
             venv,
             language_model,
-            len(wanted) + len(spare),
+            len(places),
             generator=generator,
             sampling=sampling,
-            prompts=wanted + spare,
+            prompts=[drawn[place] for place in places],
+            responses=None if responses is None else [responses[place] for place in places],
         )
         for number, place in enumerate(left):
             if played.texts[2 * number] != played.texts[2 * number + 1]:
                 found[place] = _pair(prompts[drawn[place]], played, 2 * number)
-    return SampledPairs([found[place] for place in sorted(found)], count - len(found))
+    return [found.get(place) for place in range(len(drawn))]
 
 
 def _pair(prompt: Prompt, played: Rollout, row: int) -> Pair:

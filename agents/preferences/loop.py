@@ -27,7 +27,9 @@ from textgen_env.scorers.combine import Affine
 from textgen_env.scorers.registry import get_scorer
 
 from ..training.setting_checks import COUNT, POSITIVE, SHARE, TEXT, check, choice, optional
+from .branches import sample_branches
 from .labellers import SampledPairs, choose_by_disagreement, columns_of, sample_pairs, scores_of
+from .page_labeller import PageLabeller
 from .pairs import Pair
 from .source import JudgeConfig
 from .store import PreferenceStore
@@ -40,8 +42,11 @@ Scorer = Mapping[str, Any]
 class LabelConfig(JudgeConfig):
     """How many labels there are, of which pairs, and who gives them."""
 
-    labeller: Literal["synthetic"] = "synthetic"
-    """Who labels: the task's own scorer as a hidden judge."""
+    labeller: Literal["synthetic", "page"] = "synthetic"
+    """Who labels: the task's own scorer as a hidden judge, or people, on the page that `textgen label` serves."""
+    wait_for: float = 1.0
+    """Share of a round's pairs that people must have judged before the reward model is fitted; the others may be judged
+    while training goes on, and count from the next round on."""
     pairs: str | None = None
     """A JSONL file of labelled pairs, in our own form or in TRL's, instead of pairs that are sampled and labelled."""
     labels: int = 3328
@@ -53,16 +58,18 @@ class LabelConfig(JudgeConfig):
     half_rate_at: float = 0.2
     """Share of the training after which labels come half as fast as at its beginning: the rate is
     half_rate_at / (half_rate_at + t)."""
-    select: Literal["random", "disagreement"] = "random"
-    """Pairs to ask about: as they are sampled, or, once there is an ensemble, those of which it disagrees most."""
+    select: Literal["random", "disagreement", "branches"] = "random"
+    """Pairs to ask about: as they are sampled, or, once there is an ensemble, those of which it disagrees most, or two
+    continuations from the token of a response about which it disagrees most."""
     candidates: int = 4
-    """Pairs sampled per label, of which disagreement chooses."""
+    """Pairs, or responses, sampled per label, of which disagreement chooses."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         rules = {"pairs": optional(TEXT), **dict.fromkeys(("labels", "held_out_pairs", "candidates"), COUNT)}
         rules |= {"initial_share": SHARE, "half_rate_at": POSITIVE}
-        check(self, {**rules, "labeller": choice("synthetic"), "select": choice("random", "disagreement")})
+        rules |= {"labeller": choice("synthetic", "page"), "wait_for": SHARE}
+        check(self, {**rules, "select": choice("random", "disagreement", "branches")})
 
     def schedule(self, rounds: int) -> list[int]:
         """See `label_schedule`."""
@@ -114,8 +121,16 @@ class Labeller(Protocol):
         """
 
 
-def make_labeller(config: LabelConfig, seed: int) -> Labeller:
-    """The labeller that the settings name."""
+def make_labeller(config: LabelConfig, seed: int, say: Callable[[str], None] = print) -> Labeller:
+    """The labeller that the settings name.
+
+    Args:
+        config: the settings.
+        seed: of a synthetic one.
+        say: where people's labeller says what it waits for.
+    """
+    if config.labeller == "page":
+        return PageLabeller(config.wait_for, say)
     judge = config.judge(seed)
 
     def synthetic(store: PreferenceStore, pairs: Sequence[Pair]) -> None:
@@ -135,6 +150,7 @@ def draw_pairs(
     count: int,
     differences: Callable[[Sequence[Pair]], Tensor] | None = None,
     *,
+    branches: bool = False,
     candidates: int = 4,
     seed: int,
     temperature: float = 1.0,
@@ -146,12 +162,17 @@ def draw_pairs(
         language_model: the policy, as it is now.
         count: how many.
         differences: of an ensemble, see `choose_by_disagreement`; None takes pairs as they are sampled.
-        candidates: pairs per label that are sampled where an ensemble chooses.
+        branches: let the ensemble choose where responses are to part, see `sample_branches`.
+        candidates: pairs, or responses, per label that are sampled where an ensemble chooses.
         seed: of prompts and responses.
         temperature: of the responses.
     """
     generator = torch.Generator(next(language_model.model.parameters()).device).manual_seed(seed)
-    sampling, wanted = SamplingParams(temperature), count if differences is None else count * candidates
+    sampling = SamplingParams(temperature)
+    if differences is not None and branches:
+        options: dict[str, Any] = {"candidates": candidates, "generator": generator, "sampling": sampling}
+        return sample_branches(venv, language_model, count, differences, **options)
+    wanted = count if differences is None else count * candidates
     sampled = sample_pairs(venv, language_model, wanted, generator=generator, sampling=sampling)
     if differences is None:
         return sampled

@@ -232,6 +232,11 @@ class PreferenceStore:
             only = "" if withdrawn else " AND withdrawn IS NULL"
             return _said(database, f"{wanted}{only} ORDER BY choices.id", who, number)
 
+    def choices(self) -> list[tuple[int, str]]:
+        """The numbers of pairs and what was said of them, without reading the texts."""
+        with self._file.transaction(reading=True) as database:
+            return database.execute(f"SELECT pair, choice FROM choices WHERE {SETTLED} ORDER BY id").fetchall()
+
     def counts(self) -> dict[str, int]:
         """How many choices each rater has made."""
         query = f"SELECT who, count(*) FROM choices WHERE {SETTLED} GROUP BY who ORDER BY who"
