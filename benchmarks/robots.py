@@ -18,6 +18,7 @@ class Shown:
 
     title: str = ""
     number: int | None = None
+    prompt: str = ""
     sides: dict[str, str] = field(default_factory=dict)  # texts of the responses
     fields: dict[str, str] = field(default_factory=dict)  # of the form for a choice
     buttons: dict[str, str] = field(default_factory=dict)  # value → address
@@ -55,6 +56,8 @@ class Reader(HTMLParser):
         classes = [given.get("class", "") for _, given in self._open]
         if any(tag == "title" for tag, _ in self._open):
             self.page.title += data
+        elif "text" in classes and "prompt" in classes:
+            self.page.prompt += data
         elif "text" in classes and any(name.startswith("card") for name in classes):
             self.page.sides[next(reversed(self.page.sides))] += data
         self.page.text += data
