@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from small_run import write_completions
 from starlette.testclient import TestClient
-from test_rlhf import flags, judge
+from test_rlhf import flags, judge, rewards_by_transformers
 
 from benchmarks.robots import Rater
 from textgen_env.agents import rlhf
+from textgen_env.agents.label import LabelServer, LabelSettings
 from textgen_env.agents.preferences.page import make_app
 from textgen_env.agents.preferences.page_labeller import PageLabeller
 from textgen_env.agents.preferences.pairs import Pair, read_pairs
@@ -161,6 +162,28 @@ def test_branches_are_asked_about_from_the_second_round_on(word_model: Path, pro
     assert not any("shared" in p.columns for p in pairs[:first])
     assert all("shared" in p.columns for p in pairs[first:])
     assert len(pairs) > first
+    check_replay(folder)
+
+
+def check_replay(folder: Path) -> None:
+    """A run that no page has seen: the page asks the last reward model, and shows what it says beside the labels."""
+    server = LabelServer(LabelSettings(folder, port=0, replay=True))
+    try:
+        opinions = server.store.opinions()
+        members = [folder / "round-2" / "reward_model" / "last" / name for name in (".", "member-1")]
+        for number, pair in server.store.numbered().items():
+            found = [
+                rewards_by_transformers(each, [f"{pair.prompt}{text}" for text in (pair.a, pair.b)]) for each in members
+            ]
+            each = [a - b for a, b in found]
+            assert opinions[number].difference == pytest.approx(sum(each) / 2, abs=1e-4)
+            assert opinions[number].spread == pytest.approx(abs(each[0] - each[1]) / 2**0.5, abs=1e-4)
+        page = make_app(server.store, title="run", replay=True)
+        shown = Rater(TestClient(page, base_url=server.address.rstrip("/")), None).get("/pairs/1")
+        assert "synthetic" in shown.text
+        assert "Reward model" in shown.text
+    finally:
+        server._socket.close()
 
 
 def test_branches_need_an_ensemble(word_model: Path, prompts: Path, tmp_path: Path):
