@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from small_run import write_completions
@@ -21,6 +20,7 @@ from test_rlhf import flags, judge, rewards_by_transformers
 from benchmarks.robots import Rater
 from textgen_env.agents import rlhf
 from textgen_env.agents.label import LabelServer, LabelSettings
+from textgen_env.agents.preferences import page_labeller
 from textgen_env.agents.preferences.page import make_app
 from textgen_env.agents.preferences.page_labeller import PageLabeller
 from textgen_env.agents.preferences.pairs import Pair, read_pairs
@@ -192,25 +192,25 @@ def test_branches_need_an_ensemble(word_model: Path, prompts: Path, tmp_path: Pa
     assert end.value.code == 2
 
 
-def test_what_is_waited_for(tmp_path: Path):
+def test_what_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A share of the pairs; and something to learn from: "cannot tell" is an answer, and no preference."""
     store, pairs = PreferenceStore(tmp_path / "store.db"), [Pair(f"p{i}", "x", "y") for i in range(20)]
     lines: list[str] = []
-    answers: Iterator[Any] = iter([(n, "cannot tell") for n in range(1, 9)] + [(n, "a") for n in range(9, 21)])
 
-    def waits(share: float) -> int:
-        """How many answers it takes."""
-        count, done = 0, threading.Event()
-        labeller = PageLabeller(share, lines.append)
-        thread = threading.Thread(target=lambda: (labeller(store, pairs), done.set()))
-        thread.start()
-        while not done.wait(0.1):
-            store.choose(next(answers)[0], "ann", "a" if count >= 8 else "cannot tell")
-            count += 1
-        thread.join()
-        return count
+    def answers_until(share: float) -> int:
+        """How many it takes, where one comes between any two looks: eight times "cannot tell", then preferences."""
+        numbers = iter(range(len(store.choices()) + 1, 21))
+        monkeypatch.setattr(
+            page_labeller.time,
+            "sleep",
+            lambda _: store.choose(n := next(numbers), "ann", "a" if n > 8 else "cannot tell"),
+        )
+        before = len(store.choices())
+        PageLabeller(share, lines.append)(store, pairs)
+        return len(store.choices()) - before
 
-    assert waits(0.5) == 18  # 10 pairs would do, but 10 preferences are needed
+    assert answers_until(0.5) == 18  # 10 pairs would do, but 10 preferences are needed
     assert lines[0] == f"0 of 20 pairs are judged; going on at 10: textgen label {store.path}"
-    assert 2 < len(lines) <= 11
-    assert waits(0.9) == 0  # it is said already
+    assert len(lines) == 9  # with every tenth
+    assert answers_until(0.9) == answers_until(0.0) == 0  # it is said already
+    assert answers_until(1.0) == 2

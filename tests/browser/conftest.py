@@ -65,7 +65,7 @@ def visit(chromium: Any, serve: Callable[..., str]) -> Iterator[Callable[..., An
 
     def open_page(address: str, name: str | None = "ann", **options: Any) -> Any:
         context = chromium.new_context(**{"viewport": {"width": 1200, "height": 760}, **options})
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
