@@ -40,7 +40,7 @@ from .training.metrics_log import read_metrics
 from .training.report import before_after_table
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
-from .training.setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check
+from .training.setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check, optional
 from .training.supervised import SupervisedTrainer
 from .training.trainer import OptimConfig
 
@@ -49,12 +49,21 @@ from .training.trainer import OptimConfig
 class RewardModelConfig(OptimConfig):
     """Settings of model and algorithm; minibatches and micro-batches are counted in pairs."""
 
+    minibatch_size: int = 112
+    """Pairs per optimiser step: those of four prompts with eight responses each. Pairs of one prompt come together, and
+    each of its responses is read once."""
+    micro_batch_size: int = 112
+    """Pairs per forward pass; gradients accumulate over minibatch_size / micro_batch_size of them."""
     members: int = 1
     """Models of an ensemble; where there are several, each learns from a bootstrap sample of the pairs."""
     lora_rank: int = 0
     """Rank of LoRA adapters on all linear layers of each member; 0 trains the weights themselves."""
     lora_alpha: int = 32
     """LoRA scale: the update is alpha / rank · B·A."""
+    fresh_layers: int | None = None
+    """Transformer blocks, from the output down, that begin with fresh weights instead of the language model's. None:
+    all of a model of less than ten million weights, whose states say less of what is preferred than its embeddings do;
+    none of a larger one."""
     frozen_layers: int = 0
     """Transformer blocks, from the input up, that do not learn; any number above 0 freezes the embeddings too."""
     margin: float = 0.0
@@ -76,6 +85,7 @@ class RewardModelConfig(OptimConfig):
         super().__post_init__()
         check(self, dict.fromkeys(("members", "lora_alpha"), COUNT))
         check(self, dict.fromkeys(("lora_rank", "frozen_layers"), COUNT_OR_ZERO))
+        check(self, {"fresh_layers": optional(COUNT_OR_ZERO)})
         check(self, dict.fromkeys(("margin", "strength_margin", "center_coef", "value_lr"), NOT_NEGATIVE))
 
 
@@ -83,9 +93,11 @@ class RewardModelConfig(OptimConfig):
 class RewardModelSettings(RunSettings):
     """Train a reward model on preferences."""
 
-    updates: int = 128
+    updates: int = 400
     """Optimiser steps."""
-    data: OmitArgPrefixes[PairConfig] = field(default_factory=lambda: PairConfig(train_pairs=2048, held_out_pairs=256))
+    data: OmitArgPrefixes[PairConfig] = field(
+        default_factory=lambda: PairConfig(responses=8, train_pairs=22400, held_out_pairs=2240)
+    )
     """Which pairs are learned from."""
     reward_model: OmitArgPrefixes[RewardModelConfig] = field(default_factory=RewardModelConfig)
     """Model and algorithm."""
@@ -104,9 +116,10 @@ class RewardExample(NamedTuple):
 
 @dataclass
 class RewardBatch:
-    """B pairs as tensors: row 2i of the tokens is the first text of pair i, row 2i + 1 the second."""
+    """B pairs as tensors; a text that is in several of them is one row of the tokens."""
 
-    tokens: TokenBatch  # (2B, T)
+    tokens: TokenBatch  # (texts, T)
+    rows: Tensor  # (B, 2) of the tokens: the first text of each pair, and the second
     targets: Tensor  # (B,)
     weights: Tensor  # (members, B)
     strengths: Tensor  # (B,)
@@ -122,18 +135,26 @@ class RewardModelTrainer(SupervisedTrainer):
         """Tokens of the longer text."""
         return max(map(len, example.ids))
 
+    def groups(self) -> Tensor:
+        """Pairs of one prompt are dealt side by side: those that share a text need to read it only once."""
+        number: dict[str, int] = {}
+        return torch.tensor([number.setdefault(e.prompt, len(number)) for e in self.examples])
+
     def weight(self, batch: RewardBatch, rows: Tensor) -> int:
         """The loss is a mean over pairs."""
         return len(rows)
 
     def batch(self, examples: Sequence[RewardExample]) -> RewardBatch:
         """Pairs as tensors, on the model's device."""
-        tokens, device = self.policy.batch([ids for e in examples for ids in e.ids]), self.policy.device
+        found: dict[tuple[int, ...], int] = {}
+        pairs = [[found.setdefault(tuple(ids), len(found)) for ids in e.ids] for e in examples]
+        tokens, device = self.policy.batch(list(found)), self.policy.device
         targets = torch.tensor([e.target for e in examples], device=device)
         weights = torch.tensor([e.weights for e in examples], device=device).T
         strengths = torch.tensor([e.strength for e in examples], device=device)
         told = [e.prompt for e in examples], [e.text for e in examples]
-        return RewardBatch(tokens, targets, weights, strengths, *told, torch.zeros_like(targets))
+        rows = torch.tensor(pairs, device=device)
+        return RewardBatch(tokens, rows, targets, weights, strengths, *told, torch.zeros_like(targets))
 
     def loss(self, batch: RewardBatch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """−E[log σ(r(first) − r(second) − m)] + c·E[(r(first) + r(second))²], the mean over members.
@@ -142,8 +163,9 @@ class RewardModelTrainer(SupervisedTrainer):
 
         A tie is half of each direction, without a margin.
         """
-        rewards = self.policy(batch.tokens.rows(torch.stack([2 * rows, 2 * rows + 1], dim=1).flatten()))
-        first, second = rewards.view(len(rewards), -1, 2).unbind(-1)  # (members, b) each
+        texts, place = batch.rows[rows].unique(return_inverse=True)  # (n,), (b, 2)
+        rewards = self.policy(batch.tokens.rows(texts))[:, place]  # (members, b, 2)
+        first, second = rewards.unbind(-1)
         targets, weights = batch.targets[rows].expand_as(first), batch.weights[:, rows]
         margins = self.config.margin + self.config.strength_margin * batch.strengths[rows]
         margins = torch.where(targets == 1, margins, 0.0)
@@ -160,8 +182,8 @@ class RewardModelTrainer(SupervisedTrainer):
         parts, size = [], self.config.micro_batch_size
         for start in range(0, len(self.held_out_examples), size):
             batch = self.batch(self.held_out_examples[start : start + size])
-            rewards = self.policy(batch.tokens)
-            parts.append((rewards[:, ::2] - rewards[:, 1::2]).cpu())
+            first, second = self.policy(batch.tokens)[:, batch.rows].unbind(-1)
+            parts.append((first - second).cpu())
         return torch.cat(parts, dim=1), torch.tensor([e.target for e in self.held_out_examples])
 
     def held_out(self) -> dict[str, float]:
@@ -193,6 +215,9 @@ def examples(
     return made
 
 
+LAYERS = ("fresh_layers", "frozen_layers", "lora_rank", "lora_alpha")
+
+
 class RewardModelRun(Run):
     """A run whose model writes nothing: held-out pairs take the place of responses to held-out prompts."""
 
@@ -203,7 +228,7 @@ class RewardModelRun(Run):
         """The reward model."""
         settings, config = self.settings, self.settings.reward_model
         language_model = LanguageModel(settings.model, device=settings.device, dtype=settings.dtype)
-        weights = {name: getattr(config, name) for name in ("frozen_layers", "lora_rank", "lora_alpha")}
+        weights = {name: getattr(config, name) for name in LAYERS}
         return RewardModel(language_model, config.members, **weights, seed=settings.seed)
 
     def make_reference(self) -> Any:

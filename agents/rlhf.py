@@ -48,6 +48,8 @@ from .training.stopping import Stopped, Stopping
 
 COMPLETE = "complete"
 """The file that a stage's folder has once the stage has run to its end."""
+PASSES = 2
+"""Times that a fit of the reward model reads its pairs."""
 
 
 class RLHF:
@@ -169,9 +171,12 @@ class RLHF:
         From scratch: an earlier fit has learned some of what is held out now, and costs no more than it saves.
         """
         settings, pairs = self.settings, str(self.round(number) / "pairs.jsonl")
-        often = {name: max(1, settings.reward_updates // 4) for name in ("eval_every", "sample_every")}
         data = PairConfig(pairs=pairs, held_out_pairs=settings.labels.held_out_pairs)
-        given = {**shared, **often, "updates": settings.reward_updates, "data": data}
+        learned = sum(pair.ranked is not None for pair in split_pairs(read_pairs(pairs), data.held_out_pairs)[0])
+        passes = max(1, round(PASSES * learned / settings.reward_model.minibatch_size))
+        updates = settings.reward_updates or passes
+        often = {name: max(1, updates // 4) for name in ("eval_every", "sample_every")}
+        given = {**shared, **often, "updates": updates, "data": data}
         kept = reward_model.RewardModelSettings(**given, reward_model=settings.reward_model)
         return reward_model.RewardModelRun(kept, reward_model.make_trainer, **self._options())
 
@@ -216,6 +221,7 @@ class RLHF:
             self._load(self._policy_of(number - 1)),
             count,
             ensemble_differences(self.round(number - 1) / "reward_model" / "last") if asks else None,
+            responses=labels.responses,
             candidates=labels.candidates,
             seed=derived_seed(settings.seed, number),
             temperature=settings.temperature,

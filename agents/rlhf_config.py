@@ -37,8 +37,8 @@ class RLHFSettings(FolderSettings):
     sft_updates: int = 0
     """Optimiser steps of supervised fine-tuning on the references of the prompts. None for the embedded model, which
     was fine-tuned for its tasks."""
-    reward_updates: int = 192
-    """Optimiser steps of each fit of the reward model."""
+    reward_updates: int | None = None
+    """Optimiser steps of each fit of the reward model; None: as many as two passes over the pairs take."""
     ppo_updates: int = 40
     """Iterations of PPO, in all rounds together."""
     ptx_texts: str | None = None
@@ -56,8 +56,8 @@ class RLHFSettings(FolderSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rules = {**dict.fromkeys(("rounds", "reward_updates", "ppo_updates"), COUNT), "sft_updates": COUNT_OR_ZERO}
-        check(self, {**rules, "ptx_texts": optional(TEXT)})
+        rules = {**dict.fromkeys(("rounds", "ppo_updates"), COUNT), "sft_updates": COUNT_OR_ZERO}
+        check(self, {**rules, "reward_updates": optional(COUNT), "ptx_texts": optional(TEXT)})
         self.ppo.check_slots(self.num_envs)
         if self.rounds > self.ppo_updates:
             raise ValueError(f"rounds={self.rounds} must be at most ppo_updates={self.ppo_updates}")

@@ -231,18 +231,19 @@ def sample_pairs(
         )
         for number, place in enumerate(left):
             if played.texts[2 * number] != played.texts[2 * number + 1]:
-                found[place] = _pair(prompts[drawn[place]], played, 2 * number)
+                found[place] = pair_of(prompts[drawn[place]], played, [2 * number, 2 * number + 1])
     return SampledPairs([found[place] for place in sorted(found)], count - len(found))
 
 
-def _pair(prompt: Prompt, played: Rollout, row: int) -> Pair:
+def pair_of(prompt: Prompt, played: Rollout, rows: list[int]) -> Pair:
+    """Two of the responses to a prompt, those in these rows, as a pair."""
     row_of_prompt = prompt_as_dict(prompt)
-    text, rows = row_of_prompt.pop("prompt"), slice(row, row + 2)
+    text = row_of_prompt.pop("prompt")
     if not prompt.references:
         del row_of_prompt["references"]
     scores = played.scores[rows].tolist()
     if not all(map(math.isfinite, scores)):
         raise ValueError(f"the prompt {shown(prompt.text)} has a response that was cut from outside, without a score")
-    ended = [reason != "length" for reason in played.finish_reasons[rows]]
-    a, b = played.texts[rows]
+    ended = [played.finish_reasons[row] != "length" for row in rows]
+    a, b = (played.texts[row] for row in rows)
     return Pair(text, a, b, columns={**row_of_prompt, "scores": scores, "ended": ended})

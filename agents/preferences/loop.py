@@ -26,8 +26,9 @@ from textgen_env.lm.sampling import SamplingParams
 from textgen_env.scorers.combine import Affine
 from textgen_env.scorers.registry import get_scorer
 
-from ..training.setting_checks import COUNT, POSITIVE, SHARE, TEXT, check, choice, optional
-from .labellers import SampledPairs, choose_by_disagreement, columns_of, sample_pairs, scores_of
+from ..training.setting_checks import COUNT, POSITIVE, SHARE, TEXT, check, choice, optional, whole
+from .comparisons import responses_once, sample_comparisons
+from .labellers import SampledPairs, choose_by_disagreement, columns_of, scores_of
 from .pairs import Pair
 from .source import JudgeConfig
 from .store import PreferenceStore
@@ -44,9 +45,11 @@ class LabelConfig(JudgeConfig):
     """Who labels: the task's own scorer as a hidden judge."""
     pairs: str | None = None
     """A JSONL file of labelled pairs, in our own form or in TRL's, instead of pairs that are sampled and labelled."""
-    labels: int = 3328
+    labels: int = 22400
     """Pairs that are labelled, in all rounds together."""
-    held_out_pairs: int = 256
+    responses: int = 8
+    """Responses to a prompt, K, of which all K·(K − 1)/2 pairs are labelled."""
+    held_out_pairs: int = 2240
     """Of these, what the reward model is measured on: the pairs of some prompts, at most a fifth."""
     initial_share: float = 0.25
     """Share of the labels that the policy's first responses get, where there are several rounds."""
@@ -61,7 +64,7 @@ class LabelConfig(JudgeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         rules = {"pairs": optional(TEXT), **dict.fromkeys(("labels", "held_out_pairs", "candidates"), COUNT)}
-        rules |= {"initial_share": SHARE, "half_rate_at": POSITIVE}
+        rules |= {"responses": whole(2), "initial_share": SHARE, "half_rate_at": POSITIVE}
         check(self, {**rules, "labeller": choice("synthetic"), "select": choice("random", "disagreement")})
 
     def schedule(self, rounds: int) -> list[int]:
@@ -135,6 +138,7 @@ def draw_pairs(
     count: int,
     differences: Callable[[Sequence[Pair]], Tensor] | None = None,
     *,
+    responses: int = 2,
     candidates: int = 4,
     seed: int,
     temperature: float = 1.0,
@@ -146,13 +150,14 @@ def draw_pairs(
         language_model: the policy, as it is now.
         count: how many.
         differences: of an ensemble, see `choose_by_disagreement`; None takes pairs as they are sampled.
+        responses: to each prompt, see `sample_comparisons`.
         candidates: pairs per label that are sampled where an ensemble chooses.
         seed: of prompts and responses.
         temperature: of the responses.
     """
     generator = torch.Generator(next(language_model.model.parameters()).device).manual_seed(seed)
     sampling, wanted = SamplingParams(temperature), count if differences is None else count * candidates
-    sampled = sample_pairs(venv, language_model, wanted, generator=generator, sampling=sampling)
+    sampled = sample_comparisons(venv, language_model, wanted, responses, generator=generator, sampling=sampling)
     if differences is None:
         return sampled
     return SampledPairs(choose_by_disagreement(sampled.pairs, count, differences), sampled.dropped)
@@ -187,12 +192,12 @@ def normalized_scorer(folder: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
 
     Args:
         folder: where it was saved.
-        pairs: whose responses.
+        pairs: whose responses; one that is in several counts once.
 
     Raises:
         ValueError: it finds all of them equally good.
     """
-    members = member_scorers(folder, pairs)
+    members, pairs = member_scorers(folder, pairs), responses_once(pairs)
     raw = {f"member {number}": [1 / len(members), member] for number, member in enumerate(members)}
     scorer = members[0] if len(members) == 1 else {"name": "sum", "scorers": raw}
     try:

@@ -35,11 +35,13 @@ class RewardModel(nn.Module):
     Args:
         language_model: whose weights and tokenizer each member begins with; it is left alone.
         members: how many.
-        frozen_layers, lora_rank, lora_alpha: see `RewardModelConfig`; the heads learn as a whole with LoRA, too.
-        seed: of the adapters' initial weights, with the member's number.
+        fresh_layers, frozen_layers, lora_rank, lora_alpha: see `RewardModelConfig`; the heads learn as a whole with
+            LoRA, too.
+        seed: of the initial weights of fresh blocks and adapters, with the member's number.
 
     Raises:
-        ValueError: transformers knows no sequence classifier of this kind; ``frozen_layers`` is out of range.
+        ValueError: transformers knows no sequence classifier of this kind; ``fresh_layers`` or ``frozen_layers`` is out
+            of range.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class RewardModel(nn.Module):
         language_model: LanguageModel,
         members: int = 1,
         *,
+        fresh_layers: int | None = 0,
         frozen_layers: int = 0,
         lora_rank: int = 0,
         lora_alpha: int = 32,
@@ -54,11 +57,12 @@ class RewardModel(nn.Module):
     ) -> None:
         super().__init__()
         self.language_model = language_model
-        made: list[Any] = [_classifier(language_model) for _ in range(members)]
+        seeds = [derived_seed(seed, number) for number in range(members)]
+        made: list[Any] = [_classifier(language_model, fresh_layers, own) for own in seeds]
         text_model = TextModel.from_modules("classifier", made[0], language_model.tokenizer)
         lora: dict[str, Any] = {"lora_rank": lora_rank, "lora_alpha": lora_alpha}
-        for number, member in enumerate(made):
-            generator = torch.Generator().manual_seed(derived_seed(seed, number))
+        for member, own in zip(made, seeds, strict=True):
+            generator = torch.Generator().manual_seed(own)
             body = trainable(member.base_model, frozen_layers=frozen_layers, generator=generator, **lora)
             setattr(member, member.base_model_prefix, body)
         self.members = nn.ModuleList(made)
@@ -128,17 +132,41 @@ def _merged(member: Any) -> Any:
     return member
 
 
-def _classifier(language_model: LanguageModel) -> nn.Module:
-    """A sequence classifier with the backbone of a causal language model and a new head."""
+FEW_WEIGHTS = 10_000_000
+"""A language model of fewer has learned next to nothing but its task: see ``fresh_layers``."""
+
+
+def _classifier(language_model: LanguageModel, fresh_layers: int | None, seed: int) -> nn.Module:
+    """A sequence classifier with the backbone of a causal language model, its top blocks fresh, and a new head."""
     source: Any = unwrap(language_model.model)
-    config = copy.deepcopy(source.config)
+    kept, config = _without_top(source.base_model, fresh_layers), copy.deepcopy(source.config)
     config.num_labels, config.pad_token_id = 1, language_model.pad_token_id
     try:
-        with torch.random.fork_rng(devices=[]):  # transformers draws from the global generator; all is replaced below
+        with torch.random.fork_rng(devices=[]):  # transformers draws from the global generator
+            torch.manual_seed(seed)
             model = AutoModelForSequenceClassification.from_config(config, dtype=source.dtype)
-        model.base_model.load_state_dict(source.base_model.state_dict())
+        model.base_model.load_state_dict({**model.base_model.state_dict(), **kept})
         nn.init.zeros_(model.score.weight)
     except (ValueError, AttributeError, RuntimeError) as error:
         message = f"model={language_model.source!r} cannot be made a sequence classifier with a head 'score': {error}"
         raise ValueError(message) from error
     return model.to(source.device)
+
+
+def _without_top(backbone: Any, fresh_layers: int | None) -> dict[str, Tensor]:
+    """The weights of a backbone but for those of its top blocks.
+
+    Raises:
+        ValueError: there are fewer blocks than that.
+    """
+    prefix, blocks = max(
+        ((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)),
+        key=lambda found: len(found[1]),
+    )
+    if fresh_layers is None:
+        few = sum(p.numel() for p in backbone.parameters()) < FEW_WEIGHTS
+        fresh_layers = len(blocks) if few else 0
+    if not 0 <= fresh_layers <= len(blocks):
+        raise ValueError(f"fresh_layers={fresh_layers} must be from 0 to the {len(blocks)} blocks of the model")
+    fresh = tuple(f"{prefix}.{number}." for number in range(len(blocks) - fresh_layers, len(blocks)))
+    return {name: value for name, value in backbone.state_dict().items() if not name.startswith(fresh)}

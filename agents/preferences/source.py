@@ -19,8 +19,9 @@ from textgen_env.lm.sampling import SamplingParams
 from textgen_env.scorers.answers import scorer_name
 
 from ..training.run import Run
-from ..training.setting_checks import COUNT, NOT_NEGATIVE, SHARE, TEXT, check, optional
-from .labellers import SyntheticLabeller, agreement, sample_pairs
+from ..training.setting_checks import COUNT, NOT_NEGATIVE, SHARE, TEXT, check, optional, whole
+from .comparisons import sample_comparisons
+from .labellers import SyntheticLabeller, agreement
 from .pairs import Pair, as_row, read_pairs
 
 
@@ -58,8 +59,10 @@ class PairConfig(JudgeConfig):
     """Which pairs are learned from."""
 
     pairs: str | None = None
-    """A JSONL file, in our own form or in TRL's; None: two responses of the model to each prompt, labelled by the
+    """A JSONL file, in our own form or in TRL's; None: responses of the model to each prompt, labelled by the
     task's scorer."""
+    responses: int = 2
+    """Responses to a prompt, K, of which all K·(K − 1)/2 pairs are labelled, where there is no file."""
     train_pairs: int = 512
     """Pairs that are sampled, where there is no file."""
     held_out_pairs: int = 128
@@ -68,7 +71,8 @@ class PairConfig(JudgeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, {"pairs": optional(TEXT), **dict.fromkeys(("train_pairs", "held_out_pairs"), COUNT)})
+        counts = {"responses": whole(2), **dict.fromkeys(("train_pairs", "held_out_pairs"), COUNT)}
+        check(self, {"pairs": optional(TEXT), **counts})
 
 
 def gather(run: Run, config: PairConfig, language_model: LanguageModel) -> tuple[list[Pair], list[Pair]]:
@@ -120,8 +124,8 @@ def _sampled(run: Run, config: PairConfig, language_model: LanguageModel) -> tup
     generator = torch.Generator(next(language_model.model.parameters()).device).manual_seed(settings.seed)
 
     def sample(venv: VectorEnv, count: int) -> list[Pair]:
-        sampling = SamplingParams(settings.temperature)
-        sampled = sample_pairs(venv, language_model, count, generator=generator, sampling=sampling)
+        options: dict[str, Any] = {"generator": generator, "sampling": SamplingParams(settings.temperature)}
+        sampled = sample_comparisons(venv, language_model, count, config.responses, **options)
         judge = scorer_name(cast(Any, venv.unwrapped).scorer)
         dropped = f"; {sampled.dropped} prompts dropped, whose responses are all alike" if sampled.dropped else ""
         run.display.say(f"{len(sampled.pairs)} pairs of the model's own, labelled by {judge!r}{dropped}")

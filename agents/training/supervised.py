@@ -85,6 +85,10 @@ class SupervisedTrainer(GradientTrainer):
         """How many tokens an example has: those of similar size share a minibatch."""
         return len(example.prompt_ids) + len(example.response_ids)
 
+    def groups(self) -> Tensor | None:
+        """(N,) the group of each example: those of one are dealt side by side; None: each is dealt by itself."""
+        return None
+
     def weight(self, batch: Any, rows: Tensor) -> int:
         """The loss is a mean over response tokens."""
         return int(batch.tokens.response_lengths[rows].sum())
@@ -116,7 +120,7 @@ class SupervisedTrainer(GradientTrainer):
         if self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
             lengths = torch.tensor([self.size(example) for example in self.examples])
-            self._epoch = (epoch, deal(lengths, self.config.minibatch_size, generator))
+            self._epoch = (epoch, deal(lengths, self.config.minibatch_size, generator, self.groups()))
         return self._epoch[1]
 
     def train(self, updates: int) -> list[dict[str, float]]:
@@ -143,14 +147,30 @@ class SupervisedTrainer(GradientTrainer):
         return {name: math.fsum(values) / total for name, values in sums.items()}
 
 
-def deal(lengths: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+def deal(lengths: Tensor, size: int, generator: torch.Generator, groups: Tensor | None = None) -> list[Tensor]:
     """Each index once, in minibatches of ``size`` in random order; texts of similar length share one.
 
     Args:
         lengths: (N,) tokens.
         size: of a minibatch; the last may be smaller.
         generator: source of the order.
+        groups: (N,) numbers from 0 on; indices of one group lie side by side, as long as its longest text.
     """
-    pools = torch.randperm(len(lengths), generator=generator).split(size * POOL)
+    order = torch.randperm(len(lengths), generator=generator)
+    if groups is not None:
+        order, lengths = _side_by_side(order, groups), _longest(lengths, groups)
+    pools = order.split(size * POOL)
     minibatches = [part for pool in pools for part in pool[lengths[pool].argsort(stable=True)].split(size)]
     return [minibatches[i] for i in torch.randperm(len(minibatches), generator=generator).tolist()]
+
+
+def _side_by_side(order: Tensor, groups: Tensor) -> Tensor:
+    """(N,) indices in an order, but each group as a whole where its first index is."""
+    place = order.argsort()
+    first = torch.full_like(place, len(place)).scatter_reduce(0, groups, place, "amin")
+    return (first[groups] * len(place) + place).argsort()
+
+
+def _longest(lengths: Tensor, groups: Tensor) -> Tensor:
+    """(N,) the largest length of each index's group."""
+    return torch.zeros_like(lengths).scatter_reduce(0, groups, lengths, "amax")[groups]

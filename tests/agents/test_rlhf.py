@@ -59,6 +59,7 @@ def flags(output: Path, model: Path, prompts: Path, *more: str) -> list[str]:
         "save-every": 1,
         "output": output,
         "reward-model.minibatch-size": 4,
+        "responses": 2,
         "ppo.episodes": 8,
     }
     values |= dict.fromkeys(("sft.micro-batch-size", "reward-model.micro-batch-size", "ppo.micro-batch-size"), 4)

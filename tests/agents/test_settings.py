@@ -105,6 +105,7 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
             **OPTIM,
             **dict.fromkeys(("members", "lora_alpha"), COUNT),
             **dict.fromkeys(("frozen_layers", "lora_rank"), COUNT_OR_ZERO),
+            "fresh_layers": [value for value in COUNT_OR_ZERO if value is not None],
             **dict.fromkeys(("margin", "strength_margin", "center_coef", "value_lr"), NOT_NEGATIVE),
         },
     ),
@@ -113,6 +114,7 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
         {
             "pairs": ["", 3],
             **dict.fromkeys(("train_pairs", "held_out_pairs"), COUNT),
+            "responses": [*NEVER, 1, 2.5, None],
             **dict.fromkeys(("label_temperature", "label_tie"), NOT_NEGATIVE),
             "label_flip": SHARE,
         },
@@ -122,6 +124,7 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
         {
             "pairs": ["", 3],
             **dict.fromkeys(("labels", "held_out_pairs", "candidates"), COUNT),
+            "responses": [*NEVER, 1, 2.5, None],
             **dict.fromkeys(("label_temperature", "label_tie"), NOT_NEGATIVE),
             **dict.fromkeys(("label_flip", "initial_share"), SHARE),
             "half_rate_at": POSITIVE,
@@ -145,7 +148,8 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
         RLHFSettings,
         {
             **FOLDER,
-            **dict.fromkeys(("rounds", "reward_updates", "ppo_updates"), COUNT),
+            **dict.fromkeys(("rounds", "ppo_updates"), COUNT),
+            "reward_updates": [value for value in COUNT if value is not None],
             "sft_updates": COUNT_OR_ZERO,
             "ptx_texts": ["", 3],
         },
