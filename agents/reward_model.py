@@ -239,13 +239,13 @@ class RewardModelRun(Run):
         """Accuracy, log-loss, calibration and disagreement on the held-out pairs."""
         differences, targets = self.trainer.held_out_differences()
         mean = differences.mean(dim=0)
-        measured = preference_metrics(mean, targets)
+        held_out = self.trainer.held_out_examples
+        measured = preference_metrics(mean, targets, [e.prompt for e in held_out])
         metrics = {name: values[0] for name, values in measured.items()}
         metrics["calibration_error"] = calibration_error(reliability(mean, targets))
         if len(differences) > 1:
             metrics["disagreement"] = float(differences.std(dim=0).mean())
-        held_out = self.trainer.held_out_examples
-        left_out = {name: values[1:] for name, values in measured.items()} if len(targets) > 1 else {}
+        left_out = {name: values[1:] for name, values in measured.items() if len(values) > 2}
         return EvalReport(metrics, [e.prompt for e in held_out], [e.text for e in held_out], mean.tolist(), left_out)
 
     def _report(self) -> None:

@@ -50,14 +50,29 @@ def calibration_error(table: Sequence[Bin]) -> float:
     return sum(b.pairs * abs(b.predicted - b.observed) for b in table) / sum(b.pairs for b in table)
 
 
-def preference_metrics(differences: Tensor, targets: Tensor) -> dict[str, list[float]]:
-    """``accuracy`` and ``log_loss`` (nats) of N pairs, then of all but the first, all but the second, …"""
+def preference_metrics(
+    differences: Tensor, targets: Tensor, prompts: Sequence[str] | None = None
+) -> dict[str, list[float]]:
+    """``accuracy`` and ``log_loss`` (nats) of N pairs, then of all but the first prompt's, all but the second's, …
+
+    Pairs of one prompt share responses, so that they say less together than as many of different prompts: standard
+    errors are to leave out prompts, not pairs.
+
+    Args:
+        differences: (N,) r(first) − r(second).
+        targets: (N,) 1 where the first is preferred, ½ for a tie.
+        prompts: of the pairs; None: each has a prompt of its own.
+    """
+    number: dict[str, int] = {}
+    names = map(str, range(len(targets))) if prompts is None else prompts
+    groups = torch.tensor([number.setdefault(name, len(number)) for name in names])
+    left = len(groups) - groups.bincount()  # (prompts,) pairs of the others
     found = {}
     for name, measure in (("accuracy", preference_accuracy), ("log_loss", preference_loss)):
         each = torch.stack(
             [measure(*pair) for pair in zip(differences[:, None], targets[:, None], strict=True)]
         ).double()
-        others = (each.sum() - each) / max(1, len(each) - 1)
+        others = (each.sum() - torch.zeros(len(left)).double().index_add(0, groups, each)) / left.clamp(min=1)
         found[name] = [float(each.mean()), *others.tolist()]
     return found
 

@@ -57,6 +57,14 @@ def test_metrics_and_their_standard_errors_by_hand():
     assert jackknife(found["log_loss"][1:]) == pytest.approx(s / math.sqrt(3))
 
 
+def test_standard_errors_leave_out_prompts():
+    """Pairs of one prompt are one sample: of four pairs, three are right; the prompts have 1, 2 and 1 of them."""
+    differences = torch.tensor([1.0, 1.0, -1.0, 1.0])
+    found = preference_metrics(differences, torch.ones(4), ["p", "q", "q", "r"])
+    assert found["accuracy"] == pytest.approx([3 / 4, 2 / 3, 2 / 2, 2 / 3])
+    assert preference_metrics(differences, torch.ones(4), ["p"] * 4)["accuracy"] == [3 / 4, 0]  # nothing is left
+
+
 def test_the_plot_is_drawn(tmp_path: Path):
     path = tmp_path / "plot.png"
     records = [{"update": 1, "train/accuracy": 0.5}, {"update": 2, "train/accuracy": 0.75, "eval/log_loss": 0.6}]

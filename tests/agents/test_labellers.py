@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ import pytest
 import torch
 from words import WORDS
 
+from textgen_env.agents.preferences.comparisons import responses_once, sample_comparisons
 from textgen_env.agents.preferences.labellers import (
     SyntheticLabeller,
     choose_at_random,
@@ -182,3 +184,39 @@ def test_equal_responses_are_drawn_again_and_then_dropped(make_venv: MakeVenv, w
     for wrong in ({"count": 0}, {"count": 1, "attempts": 0}):
         with pytest.raises(ValueError, match="must be at least 1"):
             sample_pairs(venv, model, generator=generator, **wrong)
+
+
+def test_all_pairs_of_several_responses_to_a_prompt(make_venv: MakeVenv, word_model: Any):
+    """Each prompt's pairs are those of its four responses that differ; scores belong to texts; the rest is cut."""
+    venv = make_venv(prompts=[{"prompt": "a b"}, {"prompt": "c"}], forbidden_tokens=["<pad>", "<unk>"])
+    model, count = LanguageModel(word_model), 3 * 6 - 1
+    sampled = sample_comparisons(venv, model, count, 4, generator=torch.Generator().manual_seed(0))
+    assert sampled.dropped == 0
+    assert len(sampled.pairs) == count
+    assert [len({p.prompt for p in sampled.pairs[i : i + 6]}) for i in (0, 6, 12)] == [1, 1, 1]
+    assert {p.prompt for p in sampled.pairs[:12]} == {"a b", "c"}  # all prompts before any comes again
+    first = sampled.pairs[:6]
+    texts = list(dict.fromkeys(text for p in first for text in (p.a, p.b)))
+    assert [(p.a, p.b) for p in first] == list(combinations(texts, 2))
+    for pair in sampled.pairs:
+        shares = [text.split().count("a") / max(1, len(text.split())) for text in (pair.a, pair.b)]
+        assert pair.columns["scores"] == pytest.approx(shares)
+        assert pair.ended == tuple(len(text.split()) < 6 for text in (pair.a, pair.b))
+    once = responses_once(first)
+    assert [(p.a, p.b) for p in once] == [(texts[0], texts[1]), (texts[2], texts[3])]
+    assert responses_once([*once, replace(once[0], prompt="elsewhere")])[-1].prompt == "elsewhere"
+    two = [f(venv, model, 5, generator=torch.Generator().manual_seed(3)) for f in (sample_comparisons, sample_pairs)]
+    assert two[0] == two[1]
+
+
+def test_responses_that_are_all_alike_make_no_pair(make_venv: MakeVenv, word_model: Any):
+    """One word or none: three responses are alike for one prompt in four, or two of their three pairs differ."""
+    forbidden = [word for word in WORDS if word not in ("<eos>", "a")]
+    venv, generator = make_venv(max_new_tokens=1, forbidden_tokens=forbidden), torch.Generator().manual_seed(0)
+    sampled = sample_comparisons(venv, LanguageModel(word_model), 180, 3, generator=generator)
+    assert len(sampled.pairs) == 2 * (60 - sampled.dropped)
+    assert 2 < sampled.dropped < 50
+    assert all({p.a, p.b} == {"", " a"} for p in sampled.pairs)
+    for count, responses, message in ((0, 3, "count=0 must be"), (1, 1, "responses=1 must be at least 2")):
+        with pytest.raises(ValueError, match=message):
+            sample_comparisons(venv, LanguageModel(word_model), count, responses, generator=generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,52 @@ def test_loss_and_gradient_are_those_of_the_formula(word_model: Path, members: i
     grads = (torch.autograd.grad(x, params, allow_unused=True) for x in (loss, theirs))
     for ours, other in zip(*grads, strict=True):
         torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-3)
+
+
+def test_a_response_in_several_pairs_is_read_once(word_model: Path):
+    """Six pairs of four responses: the forward pass has four rows, and loss and gradient are those of six pairs."""
+    texts = [" c", " d e", " f g h", " b"]
+    pairs = [Pair("a b", a, b, "a") for a, b in combinations(texts, 2)]
+    model, read = reward_model(word_model), list[int]()
+    config = RewardModelConfig(minibatch_size=6, micro_batch_size=6, center_coef=0.1)
+    trainer = RewardModelTrainer(model, config, examples(pairs, model))
+    model.register_forward_pre_hook(lambda _, given: read.append(len(given[0].lengths)))
+    loss, parts = trainer.loss(batch := trainer.batch(trainer.examples), torch.arange(6))
+    assert read == [4]
+    rewards = [library_rewards(model.members[0], e.ids) for e in trainer.examples]
+    theirs = torch.stack([-logsigmoid(a - b) + 0.1 * (a + b) ** 2 for a, b in rewards]).mean()
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert batch.scores.tolist() == pytest.approx([(a - b).item() for a, b in rewards], abs=1e-5)
+    assert parts["accuracy"].item() == pytest.approx(sum((a > b).item() for a, b in rewards) / 6)
+    grads = (torch.autograd.grad(x, list(model.members.parameters()), allow_unused=True) for x in (loss, theirs))
+    for ours, other in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-3)
+    trainer.loss(batch, torch.tensor([0, 1]))
+    assert read == [4, 3]  # of two pairs with one response in common
+
+
+def test_fresh_blocks_are_the_top_ones_and_new_for_each_seed_and_member(word_model: Path):
+    language_model = LanguageModel(word_model)
+    before = language_model.model.base_model.state_dict()
+    blocks = language_model.model.config.num_hidden_layers
+    assert blocks == 2
+
+    def changed(fresh_layers: int | None, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+        model, rng = RewardModel(language_model, 2, fresh_layers=fresh_layers, seed=seed), torch.random.get_rng_state()
+        assert torch.equal(torch.random.get_rng_state(), rng)
+        states = [member.base_model.state_dict() for member in model.members]  # type: ignore[union-attr]
+        return [{k: v for k, v in state.items() if not torch.equal(v, before[k])} for state in states]
+
+    matrices = {name for name, value in before.items() if ".1." in name and value.dim() == 2}
+    one, other = changed(1)
+    assert matrices == {name for name in one if one[name].dim() == 2} == {n for n in other if other[n].dim() == 2}
+    assert not any(torch.equal(one[name], other[name]) for name in matrices)
+    assert not any(torch.equal(one[name], changed(1, seed=1)[0][name]) for name in matrices)
+    assert all(torch.equal(one[name], changed(1)[0][name]) for name in one)
+    assert changed(0) == [{}, {}]
+    assert {name.split(".")[1] for name in changed(None)[0]} == {"0", "1"}  # a small model: all
+    with pytest.raises(ValueError, match="fresh_layers=3 must be from 0 to the 2 blocks"):
+        changed(3)
 
 
 def test_a_stronger_preference_asks_for_a_wider_margin(word_model: Path):

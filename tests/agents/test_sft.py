@@ -112,6 +112,23 @@ def test_minibatches_hold_texts_of_similar_length():
     assert torch.corrcoef(torch.stack([means, torch.arange(80.0)]))[0, 1].abs() < 0.3  # no order among them
 
 
+def test_groups_are_dealt_side_by_side():
+    """Of 40 groups at most one is torn per border of minibatches; the order of groups, and that within, is random."""
+    sizes = torch.randint(1, 16, (40,), generator=torch.Generator().manual_seed(0))
+    groups = torch.arange(40).repeat_interleave(sizes)
+    groups = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(1))]
+    lengths = torch.randint(1, 100, groups.shape, generator=torch.Generator().manual_seed(2))
+    orders = [deal(lengths, 16, torch.Generator().manual_seed(seed), groups) for seed in (3, 4)]
+    for dealt in orders:
+        assert sorted(torch.cat(dealt).tolist()) == list(range(len(groups)))
+        assert sum(len(groups[part].unique()) for part in dealt) <= 40 + len(dealt) - 1
+    assert not torch.equal(*(torch.cat(dealt) for dealt in orders))
+    whole = [[i for i in torch.cat(dealt).tolist() if groups[i] == sizes.argmax()] for dealt in orders]
+    assert whole[0] != whole[1]
+    alone = deal(lengths, 16, torch.Generator().manual_seed(3), torch.arange(len(groups)))
+    assert torch.equal(torch.cat(alone), torch.cat(deal(lengths, 16, torch.Generator().manual_seed(3))))
+
+
 def test_it_goes_on_as_if_never_stopped(word_model: Path):
     straight, stopped = make(word_model), make(word_model)
     straight.train(5)
