@@ -18,6 +18,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -31,7 +32,7 @@ from .preference_losses import preference_accuracy, preference_loss
 from .preferences.calibration import calibration_error, draw_calibration, preference_metrics, reliability
 from .preferences.pairs import Pair
 from .preferences.rewards import RewardModel
-from .preferences.source import PairConfig, gather
+from .preferences.source import JudgeConfig, PairConfig, gather
 from .training.command_line import run as run_program
 from .training.evaluate import EvalReport
 from .training.extra import OmitArgPrefixes
@@ -223,6 +224,14 @@ class RewardModelRun(Run):
 
     prefix, best_by = "reward-model-", "accuracy"
     trainer: Any  # a `RewardModelTrainer`
+    judge: JudgeConfig | None = None
+    """Who labelled the pairs, if it was the synthetic labeller."""
+    held_out_pairs: Sequence[Pair] = ()
+
+    @cached_property
+    def judge_agreement(self) -> float | None:
+        """How often the judge agrees with itself on the held-out pairs; None if it is not known."""
+        return self.judge and self.judge.self_agreement(self.held_out_pairs, self.settings.seed)
 
     def make_policy(self) -> Any:
         """The reward model."""
@@ -236,7 +245,7 @@ class RewardModelRun(Run):
         return None
 
     def evaluate(self) -> EvalReport:
-        """Accuracy, log-loss, calibration and disagreement on the held-out pairs."""
+        """Accuracy, alone and beside the judge's own, log-loss, calibration and disagreement on the held-out pairs."""
         differences, targets = self.trainer.held_out_differences()
         mean = differences.mean(dim=0)
         held_out = self.trainer.held_out_examples
@@ -245,6 +254,9 @@ class RewardModelRun(Run):
         metrics["calibration_error"] = calibration_error(reliability(mean, targets))
         if len(differences) > 1:
             metrics["disagreement"] = float(differences.std(dim=0).mean())
+        if self.judge_agreement:
+            measured["judge_share"] = [value / self.judge_agreement for value in measured["accuracy"]]
+            metrics["judge_share"] = measured["judge_share"][0]
         left_out = {name: values[1:] for name, values in measured.items() if len(values) > 2}
         return EvalReport(metrics, [e.prompt for e in held_out], [e.text for e in held_out], mean.tolist(), left_out)
 
@@ -255,7 +267,7 @@ class RewardModelRun(Run):
 
         def draw(path: Path) -> None:
             records, title = read_metrics(self.folder / "metrics.jsonl"), f"reward model of {self.settings.env}"
-            draw_calibration(path, records, table, title)
+            draw_calibration(path, records, table, title, self.judge_agreement)
 
         self.display.attempt("plot.png", lambda: replace_file(self.folder / "plot.png", draw))
         self.display.attempt("the table of before and after", lambda: before_after_table(*evaluations))
@@ -268,6 +280,9 @@ def make_trainer(run: Run) -> RewardModelTrainer:
     """The trainer of a `RewardModelRun`, on its pairs."""
     settings, model = run.settings, cast(Any, run.policy)
     train, held_out = gather(run, settings.data, model.language_model)
+    if isinstance(run, RewardModelRun):
+        run.held_out_pairs = held_out
+        run.judge = settings.data if settings.data.pairs is None else run.judge
     config, generator = settings.reward_model, torch.Generator().manual_seed(settings.seed)
     sets = examples(train, model, generator if config.members > 1 else None), examples(held_out, model)
     if not sets[1]:

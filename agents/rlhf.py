@@ -178,7 +178,13 @@ class RLHF:
         often = {name: max(1, updates // 4) for name in ("eval_every", "sample_every")}
         given = {**shared, **often, "updates": updates, "data": data}
         kept = reward_model.RewardModelSettings(**given, reward_model=settings.reward_model)
-        return reward_model.RewardModelRun(kept, reward_model.make_trainer, **self._options())
+
+        def make_trainer(run: Any) -> reward_model.RewardModelTrainer:
+            own = self._given is None and settings.labels.labeller == "synthetic"
+            run.judge = settings.labels if own else None
+            return reward_model.make_trainer(run)
+
+        return reward_model.RewardModelRun(kept, make_trainer, **self._options())
 
     def _ppo(self, number: int, shared: dict[str, Any]) -> Run:
         """PPO as it was after the round before: policy, critic, optimiser, β and generators; only the scorer is new."""

@@ -80,7 +80,13 @@ def preference_metrics(
 CURVES = {"train/accuracy": "accuracy, training", "eval/accuracy": "accuracy, held out", "eval/log_loss": "log-loss"}
 
 
-def draw_calibration(path: Path, records: Sequence[dict[str, float]], table: Sequence[Bin], title: str = "") -> None:
+def draw_calibration(
+    path: Path,
+    records: Sequence[dict[str, float]],
+    table: Sequence[Bin],
+    title: str = "",
+    judge_agreement: float | None = None,
+) -> None:
     """Accuracy and log-loss over the updates beside the reliability diagram, as a PNG.
 
     Args:
@@ -88,6 +94,7 @@ def draw_calibration(path: Path, records: Sequence[dict[str, float]], table: Seq
         records: lines of a metrics file.
         table: of the last evaluation.
         title: of the figure.
+        judge_agreement: how often who labelled agrees with themselves, if it is known.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -98,6 +105,8 @@ def draw_calibration(path: Path, records: Sequence[dict[str, float]], table: Seq
     for name, label in CURVES.items():
         if points := [(r["update"], r[name]) for r in records if name in r]:
             left.plot(*zip(*points, strict=True), "o-", markersize=3, label=label)
+    if judge_agreement is not None:
+        left.axhline(judge_agreement, color="black", linewidth=0.8, label="the judge with itself")
     left.set(xlabel="update", title="pairs")
     left.legend()
     right.plot([0.5, 1], [0.5, 1], color="black", linewidth=0.8, label="calibrated")

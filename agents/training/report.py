@@ -34,6 +34,7 @@ ROWS = (
     ("eos_rate", "responses that end with EOS", "{:.0%}"),
     ("perplexity", "perplexity of the held-out references", "{:.2f}"),
     ("accuracy", "held-out pairs whose preferred response has the larger reward", "{:.0%}"),
+    ("judge_share", "the same, as a share of the judge's agreement with itself", "{:.0%}"),
     ("log_loss", "log-loss of held-out pairs, nats", "{:.3f}"),
     ("calibration_error", "expected calibration error", "{:.3f}"),
     ("disagreement", "disagreement of the ensemble, in rewards", "{:.2f}"),

@@ -68,5 +68,5 @@ def test_standard_errors_leave_out_prompts():
 def test_the_plot_is_drawn(tmp_path: Path):
     path = tmp_path / "plot.png"
     records = [{"update": 1, "train/accuracy": 0.5}, {"update": 2, "train/accuracy": 0.75, "eval/log_loss": 0.6}]
-    draw_calibration(path, records, [Bin(0.5, 0.75, 3, 0.6, 0.5)], "a $ sign")
+    draw_calibration(path, records, [Bin(0.5, 0.75, 3, 0.6, 0.5)], "a $ sign", 0.8)
     assert path.read_bytes().startswith(b"\x89PNG")

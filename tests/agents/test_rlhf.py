@@ -23,7 +23,7 @@ from textgen_env.agents import rlhf
 from textgen_env.agents.preferences.labellers import SyntheticLabeller, agreement
 from textgen_env.agents.preferences.loop import label_schedule
 from textgen_env.agents.preferences.pairs import Pair, read_pairs, write_pairs
-from textgen_env.agents.preferences.source import JudgeConfig
+from textgen_env.agents.preferences.source import JudgeConfig, split_pairs
 from textgen_env.agents.preferences.stages import stages_table
 from textgen_env.agents.preferences.store import PreferenceStore
 from textgen_env.agents.rlhf import RLHF, main, make_run
@@ -434,6 +434,19 @@ def test_the_judges_agreement_with_itself():
     assert agreement(*choices) == pytest.approx((1 + 0 + 0.5) / 3)
 
 
+def test_a_reward_model_is_told_beside_the_judge(loop: Path):
+    """Its accuracy as a share of how often the judge, with other luck, says the same of the held-out pairs."""
+    for number in (1, 2):
+        held_out = split_pairs(read_pairs(loop / f"round-{number}" / "pairs.jsonl"), 2)[1]
+        same = []
+        for seed in range(2, 18):  # the run's is 1
+            again = SyntheticLabeller(judge, temperature=0.5, seed=seed)(held_out)
+            same += [p.choice == q.choice for p, q in zip(held_out, again, strict=True)]
+        metrics = json.loads((loop / f"round-{number}" / "reward_model" / "after.json").read_text())["metrics"]
+        assert 0 < statistics.fmean(same) < 1
+        assert metrics["judge_share"] == pytest.approx(metrics["accuracy"] / statistics.fmean(same))
+
+
 def test_people_may_answer_some_now_and_others_later(
     word_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -459,6 +472,8 @@ def test_pairs_from_a_file_are_learned_from_as_they_are(word_model: Path, prompt
     main(flags(folder, word_model, prompts, "--pairs", str(path), "--ppo-updates", "1"))
     assert read_pairs(folder / "pairs.jsonl") == rows
     assert not (folder / "preferences.db").exists()
+    after = json.loads((folder / "reward_model" / "after.json").read_text())
+    assert "judge_share" not in after["metrics"]  # who labelled these is not known
 
 
 def test_a_judge_to_whom_all_is_one_teaches_nothing(word_model: Path, prompts: Path, tmp_path: Path):
