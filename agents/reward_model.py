@@ -231,7 +231,7 @@ class RewardModelRun(Run):
     @cached_property
     def judge_agreement(self) -> float | None:
         """How often the judge agrees with itself on the held-out pairs; None if it is not known."""
-        return self.judge and self.judge.self_agreement(self.held_out_pairs, self.settings.seed)
+        return None if self.judge is None else self.judge.self_agreement(self.held_out_pairs, self.settings.seed)
 
     def make_policy(self) -> Any:
         """The reward model."""
