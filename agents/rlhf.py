@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from functools import cached_property, partial
@@ -48,8 +49,6 @@ from .training.stopping import Stopped, Stopping
 
 COMPLETE = "complete"
 """The file that a stage's folder has once the stage has run to its end."""
-PASSES = 2
-"""Times that a fit of the reward model reads its pairs."""
 
 
 class RLHF:
@@ -173,8 +172,8 @@ class RLHF:
         settings, pairs = self.settings, str(self.round(number) / "pairs.jsonl")
         data = PairConfig(pairs=pairs, held_out_pairs=settings.labels.held_out_pairs)
         learned = sum(pair.ranked is not None for pair in split_pairs(read_pairs(pairs), data.held_out_pairs)[0])
-        passes = max(1, round(PASSES * learned / settings.reward_model.minibatch_size))
-        updates = settings.reward_updates or passes
+        per_epoch = math.ceil(learned / settings.reward_model.minibatch_size)
+        updates = settings.reward_updates or max(1, settings.reward_epochs * per_epoch)
         often = {name: max(1, updates // 4) for name in ("eval_every", "sample_every")}
         given = {**shared, **often, "updates": updates, "data": data}
         kept = reward_model.RewardModelSettings(**given, reward_model=settings.reward_model)

@@ -38,7 +38,9 @@ class RLHFSettings(FolderSettings):
     """Optimiser steps of supervised fine-tuning on the references of the prompts. None for the embedded model, which
     was fine-tuned for its tasks."""
     reward_updates: int | None = None
-    """Optimiser steps of each fit of the reward model; None: as many as two passes over the pairs take."""
+    """Optimiser steps of each fit of the reward model; None: as many as the epochs take."""
+    reward_epochs: int = 2
+    """Passes of each fit over its pairs: so many that the noise of single labels is not learned by heart."""
     ppo_updates: int = 40
     """Iterations of PPO, in all rounds together."""
     ptx_texts: str | None = None
@@ -56,7 +58,7 @@ class RLHFSettings(FolderSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rules = {**dict.fromkeys(("rounds", "ppo_updates"), COUNT), "sft_updates": COUNT_OR_ZERO}
+        rules = {**dict.fromkeys(("rounds", "reward_epochs", "ppo_updates"), COUNT), "sft_updates": COUNT_OR_ZERO}
         check(self, {**rules, "reward_updates": optional(COUNT), "ptx_texts": optional(TEXT)})
         self.ppo.check_slots(self.num_envs)
         if self.rounds > self.ppo_updates:

@@ -148,7 +148,7 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
         RLHFSettings,
         {
             **FOLDER,
-            **dict.fromkeys(("rounds", "ppo_updates"), COUNT),
+            **dict.fromkeys(("rounds", "reward_epochs", "ppo_updates"), COUNT),
             "reward_updates": [value for value in COUNT if value is not None],
             "sft_updates": COUNT_OR_ZERO,
             "ptx_texts": ["", 3],
