@@ -57,7 +57,7 @@ def test_a_run_is_measured_by_judge_and_reward_model(tmp_path: Path):
     rlhf_settings = RLHFSettings(
         output=str(tmp_path / "rlhf"),
         labels=LabelConfig(labels=12, responses=2, held_out_pairs=2),
-        reward_model=RewardModelConfig(**sizes),
+        reward_model=RewardModelConfig(fresh_layers=0, **sizes),
         ppo=PPOConfig(episodes=4, **sizes),
         **small,
     )
