@@ -48,6 +48,8 @@ from .training.run_settings import FolderSettings
 from .training.seeds import derived_seed
 from .training.stopping import Stopped, Stopping
 
+LEAST_UPDATES = 24
+"""Of a fit to few pairs: a head that starts at zero says nothing before."""
 COMPLETE = "complete"
 """The file that a stage's folder has once the stage has run to its end."""
 
@@ -174,7 +176,7 @@ class RLHF:
         data = PairConfig(pairs=pairs, held_out_pairs=settings.labels.held_out_pairs)
         learned = sum(pair.ranked is not None for pair in split_pairs(read_pairs(pairs), data.held_out_pairs)[0])
         per_epoch = math.ceil(learned / settings.reward_model.minibatch_size)
-        updates = settings.reward_updates or max(1, settings.reward_epochs * per_epoch)
+        updates = settings.reward_updates or max(LEAST_UPDATES, settings.reward_epochs * per_epoch)
         often = {name: max(1, updates // 4) for name in ("eval_every", "sample_every")}
         given = {**shared, **often, "updates": updates, "data": data}
         kept = reward_model.RewardModelSettings(**given, reward_model=settings.reward_model)

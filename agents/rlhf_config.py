@@ -38,7 +38,8 @@ class RLHFSettings(FolderSettings):
     """Optimiser steps of supervised fine-tuning on the references of the prompts. None for the embedded model, which
     was fine-tuned for its tasks."""
     reward_updates: int | None = None
-    """Optimiser steps of each fit of the reward model; None: as many as the epochs take."""
+    """Optimiser steps of each fit of the reward model; None: as many as the epochs take, and 24 at
+    least."""
     reward_epochs: int = 2
     """Passes of each fit over its pairs: so many that the noise of single labels is not learned by heart."""
     ppo_updates: int = 40

@@ -469,13 +469,13 @@ def test_pairs_from_a_file_are_learned_from_as_they_are(word_model: Path, prompt
     path, folder, epochs = (
         tmp_path / "pairs.jsonl",
         tmp_path / "run",
-        ["--reward-updates", "None", "--reward-epochs", "3"],
+        ["--reward-updates", "None", "--reward-epochs", "7"],
     )
     rows = [Pair(f"{a} {b}", " a", " b c", "a", "ann") for a in "abcd" for b in "efgh"]
     write_pairs(path, rows)
     main(flags(folder, word_model, prompts, "--pairs", str(path), "--ppo-updates", "1", *epochs))
     assert read_pairs(folder / "pairs.jsonl") == rows
-    assert read_metrics(folder / "reward_model" / "metrics.jsonl")[-1]["update"] == 3 * math.ceil(
+    assert read_metrics(folder / "reward_model" / "metrics.jsonl")[-1]["update"] == 7 * math.ceil(
         (16 - 2) / 4
     )  # two are held out
     assert not (folder / "preferences.db").exists()
