@@ -42,7 +42,7 @@ class LabelSettings:
     pairs, in our own form or in TRL's, whose store is made beside it. Choices are kept in the store; several people
     may compare at once, and a pipeline may read and add pairs while they do:
 
-        python -m textgen_env.agents.rlhf --labeller page --rounds 5 --labels 300 --output runs/people
+        python -m textgen_env.agents.rlhf --labeller page --rounds 3 --labels 300 --responses 4 --output runs/people
         python -m textgen_env.agents.label runs/people
     """
 

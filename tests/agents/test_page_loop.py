@@ -83,7 +83,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PageLabeller, "__init__", lambda self, *given: made(self, *given, poll_seconds=0.01))
 
 
-PAGE = ["--labeller", "page", "--rounds", "2", "--labels", "24", "--initial-share", "0.6"]
+PAGE = ["--labeller", "page", "--rounds", "2", "--labels", "24", "--responses", "2", "--initial-share", "0.6"]
 
 
 def test_people_label_on_the_page_and_the_policy_learns_from_it(word_model: Path, prompts: Path, tmp_path: Path):
