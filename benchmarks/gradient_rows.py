@@ -262,7 +262,7 @@ KL = [
     Row("REINFORCE: k1 in the reward", trained_by(Reinforce, ReinforceConfig, baseline="none"), default=True),
     Row("PPO, V right: k1 in the reward", trained_by(PPO, PPOConfig, critic=RIGHT), default=True),
     Row("GRPO: k1 in the reward", trained_by(GRPO, GRPOConfig, group_size=2, kl_in="reward"), GROUPS),
-    Row("GRPO: ratio · k3 in the loss", trained_by(GRPO, GRPOConfig, group_size=2, kl_in="loss"), GROUPS),
+    Row("GRPO: ratio · k3 in the loss", trained_by(GRPO, GRPOConfig, group_size=2), GROUPS, default=True),
     Row("k1 in the loss", plugged_in(in_the_loss(k1))),
     Row("k2 in the loss", plugged_in(in_the_loss(k2))),
     Row("k3 in the loss (GRPO as published)", plugged_in(in_the_loss(k3))),
