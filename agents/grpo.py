@@ -28,6 +28,7 @@ from . import losses
 from .advantages import group_relative, informative, masked_mean, masked_whiten
 from .policy import ActorConfig
 from .rollout import Rollout
+from .rollout_metrics import surrogate_metrics
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.groups import GroupConfig, GroupTrainer
@@ -175,9 +176,7 @@ class GRPO(GroupTrainer):
             parts["kl_loss"] = losses.kl_loss(log_probs, ref, mask, old_log_prob=old_log_probs, mean=mean)
             loss = loss + self.kl.value * parts["kl_loss"]
         with torch.no_grad():
-            parts["approx_kl"] = losses.approx_kl(log_probs, old_log_probs, mask)
-            parts["clip_fraction"] = losses.clip_fraction(log_probs, old_log_probs, cfg.clip, mask, **clip)
-            parts["ratio_error"] = losses.ratio_error(log_probs, old_log_probs, mask)
+            parts |= surrogate_metrics(log_probs, old_log_probs, cfg.clip, mask, **clip)
         return loss, {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
 
 

@@ -26,6 +26,7 @@ from . import losses
 from .advantages import masked_whiten
 from .policy import ActorCritic, PolicyConfig, Reference
 from .rollout import Rollout
+from .rollout_metrics import surrogate_metrics
 from .training.command_line import read_lines
 from .training.command_line import run as run_program
 from .training.critic import CriticConfig, CriticTrainer
@@ -171,9 +172,7 @@ class PPO(CriticTrainer):
             parts["kl_loss"] = losses.kl_loss(new.log_probs, ref, mask, old_log_prob=old_log_probs)
             loss = loss + self.kl.value * parts["kl_loss"]
         with torch.no_grad():
-            parts["approx_kl"] = losses.approx_kl(new.log_probs, old_log_probs, mask)
-            parts["clip_fraction"] = losses.clip_fraction(new.log_probs, old_log_probs, cfg.clip, mask)
-            parts["ratio_error"] = losses.ratio_error(new.log_probs, old_log_probs, mask)
+            parts |= surrogate_metrics(new.log_probs, old_log_probs, cfg.clip, mask)
         return loss, {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
 
     def stops(self, stats: Mapping[str, float]) -> bool:

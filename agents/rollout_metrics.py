@@ -1,14 +1,14 @@
 """The numbers that describe a set of responses: one definition for training, held-out prompts and Stable-Baselines3.
 
-What lives here: `response_metrics`, of one number per response, `rollout_metrics`, of a rollout, and `batch_metrics`,
-of one that an update learns from. What does not: what the update itself finds (the losses), standard errors
+What lives here: `response_metrics`, of one number per response, `rollout_metrics`, of a rollout, `batch_metrics`,
+of one that an update learns from, and `surrogate_metrics`, of a step of that update. What does not: standard errors
 (``training/evaluate.py``), files (``training/metrics_log.py``). docs/metrics.md explains each number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from textgen_env.kl import k1, k3
 
 from .advantages import gae, masked_mean
-from .losses import explained_variance
+from .losses import approx_kl, clip_fraction, explained_variance, ratio_error
 from .rollout import Rollout
 
 if TYPE_CHECKING:
@@ -42,6 +42,17 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     if batch.ref_log_probs is not None:
         metrics["kl_per_token_k3"] = masked_mean(k3(batch.old_log_probs, batch.ref_log_probs), mask)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def surrogate_metrics(
+    log_prob: Tensor, old_log_prob: Tensor, clip: float, response_mask: Tensor, **clipping: Any
+) -> dict[str, Tensor]:
+    """How far the update has moved, of a trainer that clips ratios; ``clipping``: what `clip_fraction` also takes."""
+    return {
+        "approx_kl": approx_kl(log_prob, old_log_prob, response_mask),
+        "clip_fraction": clip_fraction(log_prob, old_log_prob, clip, response_mask, **clipping),
+        "ratio_error": ratio_error(log_prob, old_log_prob, response_mask),
+    }
 
 
 def mean_return(rollout: Rollout, gamma: float) -> float:

@@ -29,6 +29,7 @@ from . import losses
 from .advantages import masked_whiten
 from .policy import ActorConfig, ActorCritic, Reference
 from .rollout import Rollout
+from .rollout_metrics import surrogate_metrics
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.on_policy import Batch, OnPolicyConfig, OnPolicyTrainer
@@ -104,7 +105,7 @@ class VinePPO(OnPolicyTrainer):
     ) -> Rollout:
         """Play ``episodes`` responses to prompts that are drawn, since each is played again; or see the base."""
         if prompts is None:
-            prompts = torch.randint(len(self.env.prompts), (self.config.episodes,), generator=self.shuffler).tolist()
+            prompts = self.draw_prompts(self.config.episodes)
         return super().collect(prompts, responses=responses, greedy=greedy)
 
     @torch.no_grad()
@@ -166,11 +167,7 @@ class VinePPO(OnPolicyTrainer):
         mean = losses.constant_mean(self.env.max_new_tokens)
         loss = losses.clipped_surrogate(log_probs, old_log_probs, advantages, clip, mask, mean=mean)
         with torch.no_grad():
-            parts = {
-                "approx_kl": losses.approx_kl(log_probs, old_log_probs, mask),
-                "clip_fraction": losses.clip_fraction(log_probs, old_log_probs, clip, mask),
-                "ratio_error": losses.ratio_error(log_probs, old_log_probs, mask),
-            }
+            parts = surrogate_metrics(log_probs, old_log_probs, clip, mask)
         return loss, {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
 
 

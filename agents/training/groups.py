@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..rollout import Rollout
 from .on_policy import OnPolicyConfig, OnPolicyTrainer
 from .setting_checks import COUNT, check
@@ -44,6 +42,5 @@ class GroupTrainer(OnPolicyTrainer):
         """Play ``group_size`` responses to each of the prompts that are drawn, side by side; or to ``prompts``."""
         if prompts is None:
             groups = self.config.episodes // self.config.group_size
-            drawn = torch.randint(len(self.env.prompts), (groups,), generator=self.shuffler)
-            prompts = drawn.repeat_interleave(self.config.group_size).tolist()
+            prompts = [drawn for drawn in self.draw_prompts(groups) for _ in range(self.config.group_size)]
         return super().collect(prompts, responses=responses, greedy=greedy)

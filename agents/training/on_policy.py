@@ -214,6 +214,10 @@ class OnPolicyTrainer(GradientTrainer):
         self._check("reward", rollout.rewards)
         return rollout.to(self.policy.device)
 
+    def draw_prompts(self, count: int) -> list[int]:
+        """Numbers of prompts of the environment, for those who play each more than once."""
+        return torch.randint(len(self.env.prompts), (count,), generator=self.shuffler).tolist()
+
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Scores:
         """Log-probs of policy and reference, values and entropy of every token, all constants of the update.
