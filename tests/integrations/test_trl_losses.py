@@ -63,6 +63,7 @@ def of_ours(given: dict[str, torch.Tensor], settings: dict[str, Any], kl_coef: f
         old_log_probs=given["old"],
         advantages=given["advantages"][:, None] * mask,
         ref_log_probs=given["ref"] if kl_coef else None,
+        importance_of=lambda rows: None,
     )
     loss, _ = GRPO.loss(trainer, batch, torch.arange(RESPONSES))  # type: ignore[arg-type]
     loss.backward()
