@@ -32,6 +32,7 @@ from .rollout_metrics import surrogate_metrics
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.groups import GroupConfig, GroupTrainer
+from .training.importance import weighed
 from .training.on_policy import Batch
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
@@ -129,7 +130,7 @@ class GRPO(GroupTrainer):
         batch = Batch(rollout, *scores[:4], rewards, advantages, returns[:, None] * mask)
         kept = {"uniform_groups": float((~differing).double().mean()), "share_used": float(share)}
         batch.metrics = {**self.describe(batch, scores.entropy), **kept}
-        return batch
+        return weighed(batch, cfg)
 
     def _compared(self, rollout: Rollout, returns: Tensor) -> Tensor:
         """(B, T) advantages, before some are left out."""
@@ -172,8 +173,9 @@ class GRPO(GroupTrainer):
         loss = losses.clipped_surrogate(log_probs, old_log_probs, advantages, cfg.clip, mask, mean=mean, **clip)
         parts = {"policy_loss": loss}
         if batch.ref_log_probs is not None and cfg.kl_in == "loss":
-            (ref,) = rollout.cut(rows, batch.ref_log_probs)
-            parts["kl_loss"] = losses.kl_loss(log_probs, ref, mask, old_log_prob=old_log_probs, mean=mean)
+            (ref,), weight = rollout.cut(rows, batch.ref_log_probs), batch.importance_of(rows)
+            given: dict[str, Any] = {"old_log_prob": old_log_probs, "weight": weight, "mean": mean}
+            parts["kl_loss"] = losses.kl_loss(log_probs, ref, mask, **given)
             loss = loss + self.kl.value * parts["kl_loss"]
         with torch.no_grad():
             parts |= surrogate_metrics(log_probs, old_log_probs, cfg.clip, mask, **clip)

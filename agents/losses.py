@@ -103,6 +103,7 @@ def kl_loss(
     response_mask: Tensor,
     *,
     old_log_prob: Tensor,
+    weight: Tensor | None = None,
     mean: Mean = masked_mean,
 ) -> Tensor:
     """E_old[ρ·k3], ρ = π/π_old, k3 = e^d − d − 1, d = log π_ref(a|s) − log π(a|s): KL(π‖π_ref) in the loss.
@@ -116,11 +117,12 @@ def kl_loss(
         ref_log_prob: log π_ref(a|s), a constant.
         response_mask: 1 on the agent's tokens; whatever stands elsewhere is never read.
         old_log_prob: log π_old(a|s) of the policy that sampled, a constant. On-policy it equals ``log_prob``.
+        weight: of each token, where π_old is not quite what sampled (``training/importance.py``); None: 1.
         mean: over tokens by default.
     """
     ratio = log_ratio(log_prob, old_log_prob.detach(), response_mask).exp()
     d = log_ratio(ref_log_prob.detach(), log_prob, response_mask)
-    return mean(ratio * k3_of_log_ratio(d), response_mask)
+    return mean((ratio if weight is None else weight * ratio) * k3_of_log_ratio(d), response_mask)
 
 
 def language_model_loss(log_prob: Tensor, response_mask: Tensor) -> Tensor:

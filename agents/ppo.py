@@ -33,6 +33,7 @@ from .training.critic import CriticConfig, CriticTrainer
 from .training.extra import OmitArgPrefixes
 from .training.finite import NonFiniteError
 from .training.former_names import accept_former_names
+from .training.importance import weighed
 from .training.on_policy import Batch
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
@@ -142,7 +143,7 @@ class PPO(CriticTrainer):
         batch.metrics = self.describe(batch, entropy)
         if self.config.whiten:
             batch.advantages = masked_whiten(batch.advantages, rollout.response_mask)
-        return batch
+        return weighed(batch, self.config)
 
     def loss(self, batch: Batch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L = L_clip + c_v·L_value − c_H·H (+ β·KL): the mean over the response tokens of some trajectories.
@@ -168,8 +169,8 @@ class PPO(CriticTrainer):
         if new.entropy is not None:
             loss = loss + cfg.entropy_coef * losses.entropy_loss(new.entropy, mask)
         if batch.ref_log_probs is not None and cfg.kl_in == "loss":
-            (ref,) = batch.rollout.cut(rows, batch.ref_log_probs)
-            parts["kl_loss"] = losses.kl_loss(new.log_probs, ref, mask, old_log_prob=old_log_probs)
+            (ref,), weight = batch.rollout.cut(rows, batch.ref_log_probs), batch.importance_of(rows)
+            parts["kl_loss"] = losses.kl_loss(new.log_probs, ref, mask, old_log_prob=old_log_probs, weight=weight)
             loss = loss + self.kl.value * parts["kl_loss"]
         with torch.no_grad():
             parts |= surrogate_metrics(new.log_probs, old_log_probs, cfg.clip, mask)

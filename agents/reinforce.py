@@ -34,6 +34,7 @@ from .rollout_metrics import mean_return
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.groups import GroupConfig, GroupTrainer
+from .training.importance import weighed
 from .training.on_policy import Batch, Scores
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
@@ -123,7 +124,7 @@ class Reinforce(GroupTrainer):
             advantages = self_critical(returns, torch.full_like(returns, constant), mask)
         batch = Batch(rollout, *scores[:4], rewards, advantages, returns[:, None] * mask)
         batch.metrics = self.describe(batch, scores.entropy)
-        return batch
+        return weighed(batch, self.config)
 
     def _with_values(self, rollout: Rollout) -> Batch:
         head = self.policy.value_head
@@ -134,7 +135,7 @@ class Reinforce(GroupTrainer):
         advantages, returns = gae(rewards, scores.values, rollout.response_mask, 1.0, 1.0)
         batch = Batch(rollout, *scores[:4], rewards, advantages, returns)
         batch.metrics = self.describe(batch, scores.entropy)
-        return batch
+        return weighed(batch, self.config)
 
     def _rewards(self, rollout: Rollout) -> tuple[Scores, Tensor]:
         """What policy and reference say, and (B, T) rewards with the KL penalty."""

@@ -32,6 +32,7 @@ from .rollout import Rollout
 from .rollout_metrics import surrogate_metrics
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
+from .training.importance import weighed
 from .training.on_policy import Batch, OnPolicyConfig, OnPolicyTrainer
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
@@ -134,7 +135,7 @@ class VinePPO(OnPolicyTrainer):
         batch.metrics = {**self.describe(batch, scores.entropy), "branch_points": float(len(of_states))}
         if self.config.whiten:
             batch.advantages = masked_whiten(batch.advantages, rollout.response_mask)
-        return batch
+        return weighed(batch, self.config)
 
     def _states(self, rollout: Rollout, row: int) -> list[State]:
         """The branch points of a response: its prompt, and what is written already."""

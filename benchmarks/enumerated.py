@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from textgen_env import LanguageModel
 from textgen_env.agents.rollout import Rollout
+from textgen_env.lm.log_probs import unpack
 from textgen_env.lm.token_batch import TokenBatch
 
 EOS, A, B = range(3)
@@ -251,7 +252,7 @@ class EnumeratedTask:
         return Rollout(
             tokens=tokens,
             rewards=rewards,
-            sampled_log_probs=torch.zeros(rewards.shape),
+            sampled_log_probs=self._at_their_places(tokens, responses),
             terminated=~nothing,
             truncated=nothing,
             scores=scores,
@@ -261,6 +262,11 @@ class EnumeratedTask:
             action_masks=None,
             chosen_prompts=[0] * len(responses),
         )
+
+    def _at_their_places(self, tokens: TokenBatch, responses: Sequence[tuple[int, ...]]) -> Tensor:
+        """(B, T) log-probs of the policy that writes the responses."""
+        written = torch.cat([self.old_log_probs[response] for response in responses]).float()
+        return unpack(written, tokens.response_mask)
 
 
 def _multisets(probabilities: Sequence[float], size: int) -> Iterator[tuple[float, tuple[int, ...]]]:

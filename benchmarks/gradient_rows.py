@@ -7,6 +7,7 @@ published, the sections. What does not: TRL's own code (``peers/trl_losses.py``)
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -69,13 +70,20 @@ class Row:
 
 
 def trained_by(
-    trainer: type[OnPolicyTrainer], config: Any, *, critic: dict[tuple[int, ...], float] | None = None, **settings: Any
+    trainer: type[OnPolicyTrainer],
+    config: Any,
+    *,
+    critic: dict[tuple[int, ...], float] | None = None,
+    first_pass: bool = False,
+    **settings: Any,
 ) -> Callable[[EnumeratedTask], Loss]:
     """A trainer of this package, with its own `advantages` and `loss`.
 
     Args:
         trainer, config: the class, and that of its settings.
         critic: how far V is from the truth in each state; None: there is no critic.
+        first_pass: old log-probs are those of the policy whose gradient is asked for, whoever wrote the responses: the
+            first pass over a rollout of stale weights, of lower precision or of another engine.
         settings: of the algorithm, but for sizes and β.
     """
 
@@ -88,7 +96,7 @@ def trained_by(
             _say(made, {state: truth[state] + critic[state] for state in STATES})
 
         def loss(rollout: Rollout) -> Tensor:
-            with task.behaving():
+            with nullcontext() if first_pass else task.behaving():
                 batch = made.advantages(rollout)
             return made.loss(batch, torch.arange(len(rollout.texts)))[0]
 
@@ -280,6 +288,25 @@ OFF_POLICY_SCORE = [
     Row("π/π_old of the response, at most 1.1", plugged_in(weighted(truncated(response_ratio)))),
     Row("GRPO, our default, clipped at 0.2", trained_by(GRPO, GRPOConfig, group_size=2), GROUPS),
 ]
+STALE = {"first_pass": True, "importance_weights": "response"}
+BY_TOKEN = {"first_pass": True, "importance_weights": "token"}
+PAIRED = {"group_size": 2}
+TRAINERS_OFF_POLICY = [
+    Row("RLOO, no weights", trained_by(Reinforce, ReinforceConfig, first_pass=True, **PAIRED), GROUPS),
+    Row("RLOO, weights of tokens", trained_by(Reinforce, ReinforceConfig, **PAIRED, **BY_TOKEN), GROUPS),
+    Row("RLOO, weights of responses", trained_by(Reinforce, ReinforceConfig, **PAIRED, **STALE), GROUPS),
+    Row("the same, at most 1.1", trained_by(Reinforce, ReinforceConfig, importance_cap=1.1, **PAIRED, **STALE), GROUPS),
+    Row(
+        "the same, 0 beyond 1.1",
+        trained_by(Reinforce, ReinforceConfig, importance_cap=1.1, importance_beyond="mask", **PAIRED, **STALE),
+        GROUPS,
+    ),
+    Row("GRPO, no weights", trained_by(GRPO, GRPOConfig, first_pass=True, **PAIRED), GROUPS),
+    Row("GRPO, weights of tokens", trained_by(GRPO, GRPOConfig, **PAIRED, **BY_TOKEN), GROUPS),
+    Row("GRPO, weights of responses", trained_by(GRPO, GRPOConfig, **PAIRED, **STALE), GROUPS),
+    Row("PPO, V right, no weights", trained_by(PPO, PPOConfig, critic=RIGHT, first_pass=True)),
+    Row("PPO, V right, weights of responses", trained_by(PPO, PPOConfig, critic=RIGHT, **STALE)),
+]
 OFF_POLICY_KL = [
     Row("k2 in the loss", plugged_in(in_the_loss(k2))),
     Row("k3 in the loss (GRPO as published)", plugged_in(in_the_loss(k3))),
@@ -287,6 +314,7 @@ OFF_POLICY_KL = [
 ]
 NUCLEUS = [
     Row("RLOO, log π of the nucleus", trained_by(Reinforce, ReinforceConfig, group_size=2), GROUPS, default=True),
+    Row("the same, weights of responses", trained_by(Reinforce, ReinforceConfig, **PAIRED, **STALE), GROUPS),
     Row("log π of all tokens", plugged_in(of_all_tokens)),
     Row("log π of all tokens, weighted by π/π_sampled", plugged_in(corrected_of_all_tokens)),
 ]
@@ -315,6 +343,7 @@ def sections(*, trl: bool = False) -> list[tuple[str, dict[str, Any], list[Row]]
         ("Score alone", {}, SCORE + scores),
         ("KL alone", only_kl, KL + kl),
         ("Score alone, responses of an older policy", {"off_policy": True}, OFF_POLICY_SCORE),
+        ("Score alone, responses of an older policy, by the trainers", {"off_policy": True}, TRAINERS_OFF_POLICY),
         ("KL alone, responses of an older policy", {**only_kl, "off_policy": True}, OFF_POLICY_KL + old_kl),
         ("Score alone, responses drawn from the nucleus", {"top_p": 0.8}, NUCLEUS),
     ]

@@ -53,7 +53,7 @@ RETIRED = {
 def test_retired_words_are_not_used(word: str) -> None:
     """One word per thing: docs/architecture.md has the glossary."""
     told = {"CHANGELOG.md", "docs/architecture.md", "textgen_env/moved.py", "tests/test_docs.py", "tests/test_moved.py"}
-    told |= {"agents/training/on_policy.py", "tests/agents/test_names.py"}  # aliases, for one release
+    told |= {"agents/training/batch.py", "tests/agents/test_names.py"}  # aliases, for one release
     files = [
         path
         for folder in ("textgen_env", "agents", "benchmarks", "examples", "tests", "docs", ".")

@@ -1,8 +1,9 @@
 """Collect whole trajectories → advantages → minibatches: what every on-policy trainer shares.
 
-What lives here: its settings, `Batch`, and `OnPolicyTrainer`, of which PPO and REINFORCE fill in two methods. What does
-not: sampling (``rollout.py``), estimators and losses (``advantages.py``, ``losses.py``), one optimiser step
-(``trainer.py``), files, tables and plots (``run.py``).
+What lives here: its settings, and `OnPolicyTrainer`, of which PPO and REINFORCE fill in two methods. What does not:
+what an update learns from (``batch.py``), sampling (``rollout.py``), estimators and losses (``advantages.py``,
+``losses.py``), weights for what another policy sampled (``importance.py``), one optimiser step (``trainer.py``),
+files, tables and plots (``run.py``).
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, cast
 
 import gymnasium as gym
 import torch
@@ -26,13 +27,16 @@ from ..lagging_mask import LaggingMask
 from ..policy import ActorCritic, Reference, TokenEvaluation, reference_of
 from ..rollout import Rollout, collect
 from ..rollout_metrics import batch_metrics
+from .batch import Batch as Batch
+from .batch import Scores as Scores
 from .extra import arg
+from .importance import ImportanceConfig
 from .setting_checks import COUNT, COUNT_OR_ZERO, MASS, NOT_NEGATIVE, POSITIVE, check, choice, optional
-from .trainer import GradientTrainer, OptimConfig, bucket_by_length, join, minibatches
+from .trainer import GradientTrainer, bucket_by_length, join, minibatches
 
 
 @dataclass
-class OnPolicyConfig(OptimConfig):
+class OnPolicyConfig(ImportanceConfig):
     """Settings that every on-policy algorithm has."""
 
     episodes: int = 128
@@ -80,36 +84,6 @@ ON_POLICY_RULES = {
     **dict.fromkeys(("top_p", "mask_top_p"), MASS),
     "mask_every": COUNT,
 }
-
-
-@dataclass
-class Batch:
-    """A rollout with everything that an update treats as constant; tensors are (B, T), 0 off the response tokens."""
-
-    rollout: Rollout
-    micro_batches: list[Tensor]  # rows; each is one forward pass, of the same shape whenever it is run
-    old_log_probs: Tensor
-    values: Tensor | None  # of policies that have a critic
-    ref_log_probs: Tensor | None
-    rewards: Tensor  # with the KL penalty, if it is paid there
-    advantages: Tensor
-    returns: Tensor
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def packs(self) -> list[Tensor]:
-        """The former name of ``micro_batches``."""
-        return self.micro_batches
-
-
-class Scores(NamedTuple):
-    """What policy and reference say of a rollout before the update; tensors are (B, T), 0 off the response tokens."""
-
-    micro_batches: list[Tensor]
-    log_probs: Tensor
-    values: Tensor | None
-    ref_log_probs: Tensor | None
-    entropy: float  # mean over the tokens, nats
 
 
 class OnPolicyTrainer(GradientTrainer):
@@ -270,6 +244,9 @@ class OnPolicyTrainer(GradientTrainer):
     def update(self, batch: Batch) -> dict[str, float]:
         """Epochs of minibatches over one batch; returns the mean of each metric over the minibatches."""
         self.policy.eval()
+        if self.config.importance_weights != "none" and batch.importance is None:
+            what = f"importance_weights={self.config.importance_weights!r} and the batch has none"
+            raise ValueError(f"{what}; {type(self).__name__}.advantages must return weighed(batch, self.config)")
         cfg, factor, learned, stopped = self.config, self.lr_factor, self.policy_learns, False
         log: dict[str, list[float]] = defaultdict(list)
         size = cfg.minibatch_size // cfg.micro_batch_size  # micro-batches per step

@@ -1,4 +1,4 @@
-"""TRL's own `GRPOTrainer._compute_loss` as a function of tensors.
+"""TRL's own `GRPOTrainer._compute_loss` and `_get_per_token_logps_and_entropies` as functions of tensors.
 
 What lives here: a trainer that has nothing but its settings, and what it reads of a batch. What does not: sampling and
 rewards, which TRL does elsewhere, and the comparison (``gradients.py``, ``tests/integrations/test_trl_losses.py``).
@@ -6,16 +6,19 @@ rewards, which TRL does elsewhere, and the comparison (``gradients.py``, ``tests
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.gradient_rows import Sample
 from textgen_env.agents.advantages import group_relative
+from textgen_env.lm.token_batch import TokenBatch
 
 
 def grpo_loss(
@@ -71,6 +74,27 @@ def grpo_loss(
     }
     loss: Tensor = GRPOTrainer._compute_loss(trainer, None, inputs)
     return loss
+
+
+@torch.no_grad()
+def token_log_probs(model: nn.Module, tokens: TokenBatch, temperature: float) -> Tensor:
+    """(B, T) log π as TRL scores responses, which it divides by log π of its sampler; 0 elsewhere.
+
+    Args:
+        model: a causal LM; a copy of it gets TRL's head.
+        tokens: prompts and responses.
+        temperature: what TRL knows of the sampling.
+    """
+    from trl import GRPOTrainer
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = copy.deepcopy(model)
+    add_fused_lm_head(model, temperature=temperature)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(autocast=nullcontext, is_main_process=False))
+    kept = tokens.input_ids.shape[1] - 1
+    given = (model, tokens.input_ids, tokens.attention_mask, kept)
+    log_probs = GRPOTrainer._get_per_token_logps_and_entropies(trainer, *given)[0]
+    return torch.where(tokens.response_mask.bool(), torch.nn.functional.pad(log_probs, (1, 0)), 0.0)
 
 
 def as_plugin(*, scale: bool = True, **settings: Any) -> Callable[[Sample], Tensor]:

@@ -52,6 +52,8 @@ ON_POLICY: dict[str, list[Any]] = {
     "kl_coef": NOT_NEGATIVE,
     **dict.fromkeys(("kl_horizon", "adaptive_kl_target"), POSITIVE),
     "old_log_probs": OTHER,
+    **dict.fromkeys(("importance_weights", "importance_beyond"), OTHER),
+    "importance_cap": POSITIVE,
 }
 
 FOLDER: dict[str, Any] = {

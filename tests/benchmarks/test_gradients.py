@@ -155,6 +155,26 @@ KNOWN = [
     (rows.Row("nucleus", rows.trained_by(Reinforce, ReinforceConfig, group_size=2), PAIRS), {"top_p": 0.8}, "unbiased"),
     (rows.Row("all tokens", rows.plugged_in(rows.of_all_tokens), PAIRS), {"top_p": 0.8}, "biased"),
     (rows.Row("ρ", rows.plugged_in(rows.weighted(rows.response_ratio)), PAIRS), {"off_policy": True}, "unbiased"),
+    (
+        rows.Row("stale, weighed", rows.trained_by(Reinforce, ReinforceConfig, group_size=2, **rows.STALE), PAIRS),
+        {"off_policy": True, "kl_coef": 0.5},
+        "unbiased",
+    ),
+    (
+        rows.Row("stale, GRPO", rows.trained_by(GRPO, GRPOConfig, group_size=2, **rows.STALE), PAIRS),
+        {"off_policy": True},
+        "unbiased",
+    ),
+    (
+        rows.Row("stale", rows.trained_by(Reinforce, ReinforceConfig, group_size=2, first_pass=True), PAIRS),
+        {"off_policy": True, "kl_coef": 0.5},
+        "biased",
+    ),
+    (
+        rows.Row("nucleus, weighed", rows.trained_by(Reinforce, ReinforceConfig, group_size=2, **rows.STALE), PAIRS),
+        {"top_p": 0.8},
+        "unbiased",
+    ),
     (rows.Row("ρ_t", rows.plugged_in(rows.weighted(rows.token_ratio)), PAIRS), {"off_policy": True}, "biased"),
 ]
 

@@ -13,10 +13,12 @@ pytest.importorskip("trl", reason="TRL is the extra 'trl'")
 
 from trl import DPOTrainer
 
-from benchmarks.peers.trl_losses import grpo_loss
+from benchmarks.off_policy import log_probs_of, make_trainer
+from benchmarks.peers.trl_losses import grpo_loss, token_log_probs
 from textgen_env.agents.grpo import GRPO, GRPOConfig
 from textgen_env.agents.policy import TokenEvaluation
 from textgen_env.agents.preference_losses import ipo_loss, preference_loss
+from textgen_env.lm.sampling import SamplingParams
 
 RESPONSES, LENGTH, BETA = 6, 5, 0.3
 
@@ -63,6 +65,7 @@ def of_ours(given: dict[str, torch.Tensor], settings: dict[str, Any], kl_coef: f
         old_log_probs=given["old"],
         advantages=given["advantages"][:, None] * mask,
         ref_log_probs=given["ref"] if kl_coef else None,
+        importance_of=lambda rows: None,
     )
     loss, _ = GRPO.loss(trainer, batch, torch.arange(RESPONSES))  # type: ignore[arg-type]
     loss.backward()
@@ -144,3 +147,12 @@ def test_dpo_and_ipo(loss_type: str) -> None:
     own.backward()
     assert float(own.detach()) == pytest.approx(float(loss.detach()), abs=1e-12)
     torch.testing.assert_close(own_new.grad, new.grad, atol=1e-12, rtol=0)
+
+
+def test_trl_scores_over_all_tokens() -> None:
+    """Its log-probs are ours without top-p, and not those of the nucleus that was drawn from."""
+    trainer = make_trainer(16, top_p=0.8)
+    rollout = trainer.collect()
+    theirs = token_log_probs(trainer.policy.language_model.model, rollout.tokens, 1.0)
+    torch.testing.assert_close(theirs, log_probs_of(trainer, rollout, SamplingParams(1.0)), atol=1e-4, rtol=0)
+    assert (theirs - rollout.sampled_log_probs).abs().max() > 0.05

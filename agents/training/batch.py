@@ -1,0 +1,48 @@
+"""What an update learns from: `Scores`, what the models say of a rollout, and `Batch`, with the advantages.
+
+How they come about is the business of ``on_policy.py`` and of each algorithm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..rollout import Rollout
+
+
+@dataclass
+class Batch:
+    """A rollout with everything that an update treats as constant; tensors are (B, T), 0 off the response tokens."""
+
+    rollout: Rollout
+    micro_batches: list[Tensor]  # rows; each is one forward pass, of the same shape whenever it is run
+    old_log_probs: Tensor
+    values: Tensor | None  # of policies that have a critic
+    ref_log_probs: Tensor | None
+    rewards: Tensor  # with the KL penalty, if it is paid there
+    advantages: Tensor
+    returns: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    importance: Tensor | None = None  # weights by which the advantages are multiplied already; see importance.py
+
+    def importance_of(self, rows: Tensor) -> Tensor | None:
+        """(b, t) weights of some trajectories, if there are any."""
+        return None if self.importance is None else self.rollout.cut(rows, self.importance)[0]
+
+    @property
+    def packs(self) -> list[Tensor]:
+        """The former name of ``micro_batches``."""
+        return self.micro_batches
+
+
+class Scores(NamedTuple):
+    """What policy and reference say of a rollout before the update; tensors are (B, T), 0 off the response tokens."""
+
+    micro_batches: list[Tensor]
+    log_probs: Tensor
+    values: Tensor | None
+    ref_log_probs: Tensor | None
+    entropy: float  # mean over the tokens, nats
