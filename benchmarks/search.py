@@ -34,6 +34,8 @@ class SearchSettings:
 
     env: str = "textgen/Sentiment-v0"
     """The task."""
+    scorer: str | None = None
+    """Name of a scorer, or its JSON form, instead of the task's own."""
     responses: int = 16
     """n of best-of-n, which sets the number of decodes."""
     prompts: int = 64
@@ -42,7 +44,7 @@ class SearchSettings:
     """Training prompts instead, to choose settings on."""
     slots: int = 4
     """Simulations side by side."""
-    exploration: float = 0.5
+    exploration: float = 0.2
     """c of PUCT."""
     top_k: int = 8
     """Continuations of each node."""
@@ -56,14 +58,16 @@ class SearchSettings:
 
 def measure(settings: SearchSettings) -> Iterator[dict[str, Any]]:
     """One record per prompt."""
-    task = TaskSettings(env=settings.env, num_envs=settings.slots, eval_prompts=max(settings.prompts, 64))
+    task = TaskSettings(
+        env=settings.env, scorer=settings.scorer, num_envs=settings.slots, eval_prompts=max(settings.prompts, 64)
+    )
     venv = make_environments(task)[not settings.train]
     model = cast(Any, venv.unwrapped).language_model
     for prompt in range(settings.prompts):
         generator = torch.Generator().manual_seed(1000 * settings.seed + prompt)
         branching = Branching(venv, model, generator=generator)
         sampled, forwards, seconds = best_of(branching, prompt, settings.responses)
-        record = {"benchmark": "search", "env": settings.env, "prompt": prompt}
+        record = {"benchmark": "search", "env": settings.env, "scorer": settings.scorer, "prompt": prompt}
         record |= {"sampled": sampled, "forwards": forwards}
         begin = time.process_time()
         search = TreeSearch(branching, exploration=settings.exploration, top_k=settings.top_k, backup=settings.backup)
@@ -85,7 +89,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     error = statistics.stdev(differences) / len(differences) ** 0.5
     mean = {name: statistics.mean(record[name] for record in records) for name in records[0] if name in MEASURED}
     row = [
-        records[0]["env"],
+        records[0]["scorer"] or records[0]["env"],
         f"{mean['sampled']:.3f}",
         f"{mean['searched']:.3f}",
         f"{statistics.mean(differences):+.3f} ± {1.96 * error:.3f}",
