@@ -64,6 +64,13 @@ class Reading(NamedTuple):
     values: Tensor | None  # (n,), if there is a critic
 
 
+class Path(NamedTuple):
+    """From a node to the end of a response."""
+
+    nodes: list[Node]  # the last of them complete
+    log_probs: list[Tensor]  # (V,) each, one fewer: log π at the nodes before the last
+
+
 class Branching:
     """The tree below a prompt, in a vector environment whose episodes it takes over.
 
@@ -126,29 +133,39 @@ class Branching:
     @torch.no_grad()
     def play_out(self, nodes: Sequence[Node]) -> list[Node]:
         """A complete response behind each node, sampled; without states on the way."""
-        return [ended for rows in self._chunks(len(nodes)) for ended in self._play([nodes[row] for row in rows])]
+        return [path.nodes[-1] for path in self._paths(nodes, keep=False)]
+
+    def paths(self, nodes: Sequence[Node]) -> list[Path]:
+        """The same with all states on the way, and what the model said there."""
+        return self._paths(nodes, keep=True)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _play(self, nodes: Sequence[Node]) -> list[Node]:
-        playing = {slot: node for slot, node in enumerate(nodes) if not node.ended}
-        for slot, node in playing.items():
-            self._restore(slot, node)
-        done = {slot: node for slot, node in enumerate(nodes) if node.ended}
-        while playing:
-            slots = list(playing)
-            log_probs, _ = self._read(list(playing.values()), slots)
+    @torch.no_grad()
+    def _paths(self, nodes: Sequence[Node], *, keep: bool) -> list[Path]:
+        return [path for rows in self._chunks(len(nodes)) for path in self._play([nodes[row] for row in rows], keep)]
+
+    def _play(self, nodes: Sequence[Node], keep: bool) -> list[Path]:
+        """One chunk; without ``keep`` a path is its last node alone."""
+        paths = [Path([node], []) for node in nodes]
+        for slot, node in enumerate(nodes):
+            if not node.ended:
+                self._restore(slot, node)
+        while slots := [slot for slot, path in enumerate(paths) if not path.nodes[-1].ended]:
+            log_probs, _ = self._read([paths[slot].nodes[-1] for slot in slots], slots)
             actions, of_actions = sample(log_probs, generator=self.generator)
             chosen = dict(zip(slots, actions.tolist(), strict=True))
             observation, rewards, info = self._step([chosen.get(slot, NOOP) for slot in range(max(slots) + 1)])
-            for slot, told in zip(slots, of_actions.tolist(), strict=True):
-                node = playing[slot]
+            for row, (slot, told) in enumerate(zip(slots, of_actions.tolist(), strict=True)):
+                path, node = paths[slot], paths[slot].nodes[-1]
                 tokens, paid = (*node.tokens, chosen[slot]), node.rewards + rewards[slot]
-                node = self._node(slot, observation, tokens, node.log_prob + told, paid, info, keep=False)
-                playing[slot] = node
-                if node.ended:
-                    done[slot] = playing.pop(slot)
-        return [done[slot] for slot in range(len(nodes))]
+                after = self._node(slot, observation, tokens, node.log_prob + told, paid, info, keep=keep)
+                if keep:
+                    path.log_probs.append(log_probs[row])
+                else:
+                    path.nodes.clear()
+                path.nodes.append(after)
+        return paths
 
     def _read(self, nodes: Sequence[Node], slots: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]:
         lengths = np.array([len(node.prefix) for node in nodes])

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from .branching import Branching, Node
+from .branching import Branching, Node, Path
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def best_first_search(branching: Branching, prompt: Any, *, responses: int = 1, 
 
 @dataclass(eq=False)
 class _Branch:
-    """A node of the search tree: N, W, the highest value below, and π over its likeliest continuations."""
+    """A node of the search tree: N, W, the highest value below, and π over its continuations."""
 
     node: Node
     parent: _Branch | None = None
@@ -115,8 +115,9 @@ class _Branch:
     under_way: int = 0  # simulations that went through here and have no value yet
     total: float = 0.0
     highest: float = -math.inf
+    exhausted: bool = False  # complete, or all its continuations are exhausted
     actions: list[int] = field(default_factory=list)
-    priors: list[float] = field(default_factory=list)  # of ``actions``, adding up to 1
+    priors: list[float] = field(default_factory=list)  # π of ``actions``
     told: list[float] = field(default_factory=list)  # log π of ``actions``
     children: dict[int, _Branch] = field(default_factory=dict)  # by place in ``actions``
 
@@ -125,14 +126,16 @@ class TreeSearch:
     """Monte-Carlo tree search (PUCT) for the response with the highest reward.
 
     Each simulation walks down by Q + c·P·√N/(1 + n), where Q is the best that was found below, brought to [0, 1] by the
-    best and the worst that was seen at all, and P is π among the ``top_k`` likeliest tokens. Where it leaves the tree,
-    the new node is worth what a sampled response from there is paid, or what the critic says. As many simulations as
-    there are slots run at once; those under way count in n and N, and not in Q.
+    best and the worst that was seen at all, and P is π of the ``top_k`` likeliest tokens. Where it leaves the tree, the
+    new node is worth what a sampled response from there is paid, or what the critic says. All states of a sampled
+    response join the tree, since the model was read there anyway: the next simulation can leave it at any of them. What
+    was seen whole is not walked again. As many simulations as there are slots run at once; those under way count in n
+    and N, and not in Q.
 
     Args:
         branching: the tree; with a critic, its values stand for responses played out.
         exploration: c.
-        top_k: continuations of each node.
+        top_k: continuations of each node, beside those that were sampled.
         backup: whether Q is the "max" of what was found below, since nothing here happens by chance, or the "mean",
             which lets a critic's errors cancel.
 
@@ -141,7 +144,7 @@ class TreeSearch:
         found = TreeSearch(Branching(venv, LanguageModel("tiny"))).search("The soup was", simulations=64)
     """
 
-    def __init__(self, branching: Branching, *, exploration: float = 0.5, top_k: int = 8, backup: str = "max") -> None:
+    def __init__(self, branching: Branching, *, exploration: float = 0.2, top_k: int = 8, backup: str = "max") -> None:
         _positive("top_k", top_k)
         if not 0 <= exploration < math.inf:
             raise ValueError(f"exploration={exploration!r} must be a finite number ≥ 0")
@@ -150,7 +153,7 @@ class TreeSearch:
         self.branching, self.exploration, self.top_k, self.backup = branching, exploration, top_k, backup
 
     def search(self, prompt: Any, simulations: int, *, max_forwards: int | None = None) -> Found:
-        """The best response of so many simulations, or of as many as ``max_forwards`` allow.
+        """The best response of so many simulations, or of fewer: as ``max_forwards`` allow, or as there are responses.
 
         Args:
             prompt: anything that ``reset(options={"prompt": …})`` takes.
@@ -161,61 +164,83 @@ class TreeSearch:
             Responses by what they are paid, the best first.
         """
         _positive("simulations", simulations)
-        begin, root = self.branching.forwards, _Branch(self.branching.root(prompt))
+        begin, root, left = self.branching.forwards, _Branch(self.branching.root(prompt)), simulations
+        most = math.inf if max_forwards is None else begin + max_forwards
         self._low, self._high = math.inf, -math.inf
         complete: dict[tuple[int, ...], Node] = {}
-        left = simulations
-        while left > 0 and (max_forwards is None or self.branching.forwards - begin < max_forwards):
+        while left > 0 and not root.exhausted and self.branching.forwards < most:
             leaves = self._leaves(root, min(left, self.branching.venv.num_envs))
-            ended, values = self._evaluate(leaves)
-            complete.update({node.tokens: node for node in ended})
-            for leaf, value in zip(leaves, values, strict=True):
-                self._credit(leaf, value)
+            for leaf, (end, value) in zip(leaves, self._evaluate(leaves), strict=True):
+                if end.node.ended:
+                    complete[end.node.tokens] = end.node
+                self._credit(leaf, end, value)
             left -= len(leaves)
         if not complete:  # a critic judged them all: one response from the best place
             (node,) = self.branching.play_out([self._best(root)])
             complete[node.tokens] = node
-        ranked = sorted(complete.values(), key=lambda node: -node.rewards)
-        return Found(ranked[0], ranked, self.branching.forwards - begin)
+        responses = sorted(complete.values(), key=lambda node: -node.rewards)
+        return Found(responses[0], responses, self.branching.forwards - begin)
 
     def _leaves(self, root: _Branch, most: int) -> list[_Branch]:
         """Where so many simulations leave the tree; each is on its way, and counted, before the next one chooses."""
         leaves: list[_Branch] = []
-        for _ in range(most):
+        while len(leaves) < most and not root.exhausted:
             branch = root
             while branch.actions:
-                place = self._choose(branch)
-                if place not in branch.children:
-                    action, told = branch.actions[place], branch.told[place]
-                    (node,) = self.branching.step([branch.node], [action], [told])
-                    branch.children[place] = _Branch(node, branch)
-                branch = branch.children[place]
+                branch = self._child(branch, self._choose(branch))
             leaves.append(branch)
+            if branch.node.ended:
+                _exhaust(branch)
             for passed in _upwards(branch):
                 passed.under_way += 1
         return leaves
 
-    def _evaluate(self, leaves: Sequence[_Branch]) -> tuple[list[Node], list[float]]:
-        """Grow the tree at leaves, and say what each is worth; and which responses were completed."""
-        fresh = list({id(leaf): leaf for leaf in leaves if not leaf.node.ended and not leaf.actions}.values())
-        reading = self.branching.read([leaf.node for leaf in fresh]) if fresh else None
-        critic: dict[int, float] = {}
-        if reading is not None:
-            for row, leaf in enumerate(fresh):
-                self._grow(leaf, reading.log_probs[row])
-            if reading.values is not None:
-                critic = {id(leaf): float(v) for leaf, v in zip(fresh, reading.values, strict=True)}
+    def _child(self, branch: _Branch, place: int) -> _Branch:
+        if place not in branch.children:
+            (node,) = self.branching.step([branch.node], [branch.actions[place]], [branch.told[place]])
+            branch.children[place] = _Branch(node, branch)
+        return branch.children[place]
+
+    def _evaluate(self, leaves: Sequence[_Branch]) -> list[tuple[_Branch, float]]:
+        """How far each simulation came, in a tree that has grown by what was read, and what that is worth."""
         if self.branching.critic is not None:
-            ended = [leaf.node for leaf in leaves if leaf.node.ended]
-            return ended, [leaf.node.rewards + critic.get(id(leaf), 0.0) for leaf in leaves]
-        ended = self.branching.play_out([leaf.node for leaf in leaves])
-        return ended, [node.rewards for node in ended]
+            return self._judge(leaves)
+        paths = self.branching.paths([leaf.node for leaf in leaves])
+        ends = [self._join(leaf, path) for leaf, path in zip(leaves, paths, strict=True)]
+        return [(end, end.node.rewards) for end in ends]
+
+    def _judge(self, leaves: Sequence[_Branch]) -> list[tuple[_Branch, float]]:
+        """By the critic."""
+        fresh = list({id(leaf): leaf for leaf in leaves if not leaf.node.ended}.values())
+        later: dict[int, float] = {}
+        if fresh:
+            log_probs, values = self.branching.read([leaf.node for leaf in fresh])
+            assert values is not None
+            for leaf, of_actions, value in zip(fresh, log_probs, values.tolist(), strict=True):
+                self._grow(leaf, of_actions)
+                later[id(leaf)] = value
+        return [(leaf, leaf.node.rewards + later.get(id(leaf), 0.0)) for leaf in leaves]
+
+    def _join(self, branch: _Branch, path: Path) -> _Branch:
+        """All states of a response that was played out, as branches; returns its end."""
+        for log_probs, node in zip(path.log_probs, path.nodes[1:], strict=True):
+            if not branch.actions:
+                self._grow(branch, log_probs)
+            if (action := node.tokens[-1]) not in branch.actions:
+                self._offer(branch, log_probs, torch.tensor([action]))
+            branch = branch.children.setdefault(branch.actions.index(action), _Branch(node, branch))
+        _exhaust(branch)
+        return branch
 
     def _grow(self, leaf: _Branch, log_probs: torch.Tensor) -> None:
         possible = min(self.top_k, int((log_probs > -math.inf).sum()))
-        values, actions = log_probs.topk(possible)
-        leaf.actions, leaf.told = actions.tolist(), values.tolist()
-        leaf.priors = values.softmax(dim=0).tolist()
+        self._offer(leaf, log_probs, log_probs.topk(possible).indices)
+
+    def _offer(self, branch: _Branch, log_probs: torch.Tensor, actions: torch.Tensor) -> None:
+        told = log_probs[actions.to(log_probs.device)]
+        branch.actions += actions.tolist()
+        branch.told += told.tolist()
+        branch.priors += told.exp().tolist()
 
     def _choose(self, branch: _Branch) -> int:
         """PUCT; a child that was never seen is worth what its parent is."""
@@ -223,6 +248,8 @@ class TreeSearch:
 
         def urge(place: int) -> float:
             child = branch.children.get(place)
+            if child is not None and child.exhausted:
+                return -math.inf
             visits = 0 if child is None else child.visits + child.under_way
             value = own if child is None or not child.visits else self._scaled(child)
             return value + self.exploration * branch.priors[place] * root / (1 + visits)
@@ -236,11 +263,12 @@ class TreeSearch:
         value = branch.highest if self.backup == "max" else branch.total / branch.visits
         return (value - self._low) / (self._high - self._low)
 
-    def _credit(self, leaf: _Branch, value: float) -> None:
-        """The value of a simulation, all the way up."""
+    def _credit(self, leaf: _Branch, end: _Branch, value: float) -> None:
+        """The value of a simulation, all the way up from where it came to an end."""
         self._low, self._high = min(self._low, value), max(self._high, value)
         for branch in _upwards(leaf):
             branch.under_way -= 1
+        for branch in _upwards(end):
             branch.visits += 1
             branch.total += value
             branch.highest = max(branch.highest, value)
@@ -251,6 +279,17 @@ class TreeSearch:
         while branch.children:
             branch = max(branch.children.values(), key=lambda child: child.visits)
         return branch.node
+
+
+def _exhaust(branch: _Branch) -> None:
+    """A complete response was seen; so may be all that its beginnings offer."""
+    branch.exhausted = True
+    above = branch.parent
+    while above is not None and all(
+        place in above.children and above.children[place].exhausted for place in range(len(above.actions))
+    ):
+        above.exhausted = True
+        above = above.parent
 
 
 def _upwards(branch: _Branch) -> Iterator[_Branch]:

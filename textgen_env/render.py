@@ -49,6 +49,7 @@ class Frame:
         ref_log_probs: Log probability of each token under the reference model, in nats (T,), if known.
         kls: KL of policy and reference at each token, in nats (T,), if known.
         values: Value estimate before each token (T,), if known.
+        advantages: By how much each token changed what is to be expected (T,), if known.
         finish_reason: "eos", "stop", "length", or ``None`` while the episode runs.
         score: Score of the whole response, once there is one.
         reward_parts: Named parts that add up to the score.
@@ -69,6 +70,7 @@ class Frame:
     score: float | None = None
     reward_parts: Mapping[str, float] = field(default_factory=dict)
     by_agent: Sequence[bool] | None = None
+    advantages: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         for name, numbers in self.series().items():
@@ -90,7 +92,8 @@ class Frame:
 
     def series(self) -> dict[str, Sequence[float]]:
         """The per-token numbers that are known, by the name shown to readers."""
-        known = {"reward": self.rewards, "KL": self.kls, "reference": self.ref_log_probs, "value": self.values}
+        known = {"reward": self.rewards, "KL": self.kls, "reference": self.ref_log_probs}
+        known |= {"value": self.values, "advantage": self.advantages}
         return {name: numbers for name, numbers in known.items() if numbers is not None}
 
 
@@ -160,15 +163,20 @@ def _marked(piece: str) -> str:
 # --- terminal -----------------------------------------------------------------------------------------------------
 
 
-def render_ansi(frame: Frame) -> str:
-    """The episode as text with 24-bit colour codes: prompt dim, each token on its reward's colour, summary below.
+def render_ansi(frame: Frame, *, by: str = "reward") -> str:
+    """The episode as text with 24-bit colour codes: prompt dim, each token on its number's colour, summary below.
 
-    Red is negative, blue positive; a token that earned exactly nothing keeps the terminal's own colours. What the
-    environment wrote is dim and italic.
+    Red is negative, blue positive, exactly 0 the terminal's own colours. What the environment wrote is dim and italic.
+
+    Args:
+        frame: the episode.
+        by: which of the frame's series is shown ("KL", "value", …); a ValueError says which there are.
     """
+    if by not in (series := frame.series()):
+        raise ValueError(f"by={by!r} must be one of {', '.join(series)}, which are known of this episode")
     response = "".join(
         _ansi_token(_marked(piece), tint) if tint is not None else _ansi_lines("\x1b[2;3m", visible(piece))
-        for piece, tint in zip(frame.pieces, frame.tints(frame.rewards), strict=True)
+        for piece, tint in zip(frame.pieces, frame.tints(series[by]), strict=True)
     )
     prompt = _ansi_lines("\x1b[2m", visible(frame.prompt))
     return f"{prompt}{response}\n\n{summary(frame)}"

@@ -108,6 +108,20 @@ def test_tree_search_finds_the_best_that_there_is(make_venv: MakeVenv, word_mode
         assert node.log_prob == pytest.approx(log_prob(word_model, node.tokens), abs=1e-4)
 
 
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_tree_search_sees_each_response_once_and_ends(num_envs: int, make_venv: MakeVenv, word_model: Path):
+    """Nothing is left of 31 responses and 15 states, long before 10,000 simulations."""
+    found = TreeSearch(branching(make_venv, word_model, num_envs)).search("d e", simulations=10_000)
+    assert sorted(node.tokens for node in found.responses) == sorted(everything())
+    assert found.forwards <= 31 * LENGTH
+
+
+def test_tree_search_looks_at_what_it_samples_beyond_the_likeliest(make_venv: MakeVenv, word_model: Path):
+    """With ``top_k=1`` alone there would be one response."""
+    found = TreeSearch(branching(make_venv, word_model), top_k=1).search("d e", simulations=60)
+    assert len(found.responses) > 1
+
+
 @pytest.mark.parametrize("backup", ["max", "mean"])
 @pytest.mark.parametrize("num_envs", [1, 4])
 def test_visits_and_values_add_up(num_envs: int, backup: str, make_venv: MakeVenv, word_model: Path):
@@ -117,7 +131,7 @@ def test_visits_and_values_add_up(num_envs: int, backup: str, make_venv: MakeVen
     search, roots = TreeSearch(tree, backup=backup), []
     grow = search._leaves
     search._leaves = lambda root, most: (roots.append(root), grow(root, most))[1]  # type: ignore[method-assign, func-returns-value]
-    search.search("d e", simulations=40)
+    search.search("d e", simulations=20)
 
     def check(branch: Any) -> None:
         below = list(branch.children.values())
@@ -129,7 +143,7 @@ def test_visits_and_values_add_up(num_envs: int, backup: str, make_venv: MakeVen
             check(child)
 
     check(roots[0])
-    assert roots[0].visits == 40
+    assert roots[0].visits == 20
 
 
 def test_a_critic_takes_the_place_of_played_out_responses(make_venv: MakeVenv, word_model: Path):

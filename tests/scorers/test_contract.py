@@ -18,6 +18,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "length": {"target": 4},
     "regex": {"pattern": "[A-Z]"},
     "keywords": {"keywords": ["cat", "soup"]},
+    "acrostic": {"word": "cat"},
+    "lipogram": {"without": "e", "words": 5},
     "citations": {"passages": "passages"},
     "numeric_answer": {"column": "right"},
     "sum": {"scorers": {"length": RULE, "variety": [0.1, "distinct"]}},

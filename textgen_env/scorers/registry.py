@@ -49,6 +49,8 @@ _LOCATIONS = {
     "regex": "formats:Regex",
     "json_schema": "formats:JsonSchema",
     "keywords": "formats:Keywords",
+    "acrostic": "constrained:Acrostic",
+    "lipogram": "constrained:Lipogram",
     "citations": "citations:Citations",
     "numeric_answer": "numeric_answer:NumericAnswer",
     "reasoning-gym": "reasoning:ReasoningGym",
