@@ -251,7 +251,7 @@ class _Row:
         infos = episode.infos
         observation = {n: torch.from_numpy(values[-1].astype(np.int64)) for n, values in episode.observations.items()}
         told = {"reward": episode.rewards, **{n: infos[n][1:] for n in ("log_prob", "ref_logprob")}}
-        told |= {f"part {name}": values[1:] for name, values in infos["reward_parts"].items()}
+        told |= {f"part {name}": values[1:] for name, values in infos.get("reward_parts", {}).items()}
         last = {name: _text(infos[name][-1]) for name in ("prompt", "text", "finish_reason")}
         flags = {"terminated": bool(episode.terminations[-1]), "truncated": bool(episode.truncations[-1])}
         masks = infos["action_mask"][1:] if "action_mask" in infos else None
@@ -276,16 +276,20 @@ def _rollout(rows: list[_Row], facts: Mapping[str, Any]) -> tuple[Rollout, dict[
     parts = {name.removeprefix("part "): grids.pop(name) for name in list(grids) if name.startswith("part ")}
     last = {name: [row.last[name] for row in rows] for name in rows[0].last}
     table, numbers = MaskTable(int(facts["vocab_size"])), torch.zeros(at.shape, dtype=torch.int64)
-    if all(row.masks is not None for row in rows):
-        unpacked = (np.unpackbits(row.masks, axis=1, count=table.vocab_size).astype(bool) for row in rows)
-        numbers[at] = torch.tensor([number for masks in unpacked for number in table.number(masks)])
+    if len(masks := [row.masks for row in rows if row.masks is not None]) == len(rows):
+        unpacked = (np.unpackbits(each, axis=1, count=table.vocab_size).astype(bool) for each in masks)
+        numbers[at] = torch.tensor([number for allowed in unpacked for number in table.number(allowed)])
     rollout = Rollout(
         tokens,
-        grids.pop("reward").float(),
-        grids.pop("log_prob").float(),
-        *(torch.tensor(last[name]) for name in ("terminated", "truncated", "score")),
-        *(last[name] for name in ("prompt", "text", "finish_reason")),
-        table.action_masks(numbers),
+        rewards=grids.pop("reward").float(),
+        sampled_log_probs=grids.pop("log_prob").float(),
+        terminated=torch.tensor(last["terminated"]),
+        truncated=torch.tensor(last["truncated"]),
+        scores=torch.tensor(last["score"]),
+        prompts=last["prompt"],
+        texts=last["text"],
+        finish_reasons=last["finish_reason"],
+        action_masks=table.action_masks(numbers),
         scored=torch.tensor([reason != "cut" for reason in last["finish_reason"]]),
         failed_episodes=int(facts.get("failed_episodes", 0)),
         reward_parts={name: values.sum(dim=1).float() for name, values in parts.items()},

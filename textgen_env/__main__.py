@@ -16,6 +16,7 @@ COMMANDS = {
     "reinforce": ("textgen_env.agents.reinforce", "REINFORCE: leave-one-out, self-critical, learned or no baseline"),
     "grpo": ("textgen_env.agents.grpo", "GRPO, Dr. GRPO, DAPO, GSPO, GDPO"),
     "sft": ("textgen_env.agents.sft", "supervised fine-tuning on a task's references"),
+    "record": ("textgen_env.agents.record", "episodes of a policy as a Minari data set, to learn from offline"),
     "dpo": ("textgen_env.agents.dpo", "DPO, IPO and KTO, from pairs of responses"),
     "reward_model": ("textgen_env.agents.reward_model", "a reward model from pairs of responses"),
     "rlhf": ("textgen_env.agents.rlhf", "labels, a reward model and PPO, in one round or several"),
