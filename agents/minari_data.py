@@ -34,7 +34,7 @@ from textgen_env.lm.token_batch import TokenBatch
 
 from .action_masks import MaskTable
 from .rollout import Rollout
-from .training.files import replace_folder
+from .training.files import recover_folder, replace_folder
 
 try:
     import h5py  # noqa: F401  (Minari's default storage, which asks for it too late)
@@ -114,7 +114,11 @@ def write(recorded: RecordedEpisodes, path: Path, observation_space: spaces.Dict
         pad_token_id: what its observations are filled with.
     """
     check_new(path)
-    replace_folder(path, lambda fresh: _fill(recorded, fresh, path.name, observation_space, pad_token_id))
+    try:
+        replace_folder(path, lambda fresh: _fill(recorded, fresh, path.name, observation_space, pad_token_id))
+    except BaseException:
+        recover_folder(path)
+        raise
 
 
 def check_new(path: Path) -> None:
