@@ -148,7 +148,9 @@ class IQL(SupervisedTrainer):
         self._lengths = self.rollout.tokens.lengths.tolist()
         policy.value_head.start_at(mean_return(self.rollout, config.gamma))
         if config.expectile > 0.5 and bool((self.rollout.response_mask.diff(dim=1) == 1).sum(dim=1).gt(1).any()):
-            warn_user(f"expectile={config.expectile}: the environment replies, and its luck is taken for skill; try 0.5")
+            warn_user(
+                f"expectile={config.expectile}: the environment replies, and its luck is taken for skill; try 0.5"
+            )
 
     @property
     def policy_learns(self) -> bool:

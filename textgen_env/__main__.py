@@ -17,6 +17,8 @@ COMMANDS = {
     "grpo": ("textgen_env.agents.grpo", "GRPO, Dr. GRPO, DAPO, GSPO, GDPO"),
     "sft": ("textgen_env.agents.sft", "supervised fine-tuning on a task's references"),
     "record": ("textgen_env.agents.record", "episodes of a policy as a Minari data set, to learn from offline"),
+    "iql": ("textgen_env.agents.iql", "offline reinforcement learning from recorded episodes"),
+    "ope": ("textgen_env.agents.ope", "what a policy would score, from recorded episodes of another"),
     "dpo": ("textgen_env.agents.dpo", "DPO, IPO and KTO, from pairs of responses"),
     "reward_model": ("textgen_env.agents.reward_model", "a reward model from pairs of responses"),
     "rlhf": ("textgen_env.agents.rlhf", "labels, a reward model and PPO, in one round or several"),
