@@ -88,10 +88,10 @@ class Task:
         prompts = [self.playable[i] for i in order for _ in range(responses)]
         venv = self.make(self.prompts)
         policy = policy or ActorCritic(cast(Any, venv.unwrapped).language_model, ActorConfig())
-        return record(venv, self.spec, policy, LanguageModelReference(), prompts, seed=seed)
+        return record(venv, self.spec, policy, untrained_reference(), prompts, seed=seed)
 
 
-def LanguageModelReference() -> Any:  # noqa: N802  (made once per recording)
+def untrained_reference() -> Any:
     """log π_ref of the untrained model."""
     return ActorCritic(LanguageModel("tiny"), ActorConfig()).reference()
 
@@ -136,7 +136,7 @@ def estimates(policy: ActorCritic, task: Task, settings: Settings, seed: int) ->
 def main() -> None:
     """One JSON line per seed and method."""
     settings = tyro.cli(Settings)
-    task, reference = Task(settings.env, settings.tune), LanguageModelReference()
+    task, reference = Task(settings.env, settings.tune), untrained_reference()
     venv = task.make(task.judged)
     for seed in settings.seeds:
         recorded = task.record(settings.episodes, settings.responses, seed)
