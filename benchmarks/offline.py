@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import gymnasium as gym
 import torch
@@ -58,6 +58,8 @@ class Settings:
     """Judge on the prompts for choosing settings."""
     estimates: bool = True
     """Also estimate off-policy."""
+    critic: Literal["shared", "detached", "separate"] = "detached"
+    """Of IQL."""
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(lr=4e-4))
     """Cloning."""
     iql: IQLConfig = field(default_factory=IQLConfig)
@@ -101,7 +103,7 @@ def learn(method: str, recorded: RecordedEpisodes, settings: Settings, seed: int
     options: dict[str, Any] = {"seed": seed, "total_updates": settings.updates}
     generator = torch.Generator().manual_seed(seed)
     if method.startswith("iql"):
-        policy = ActorCritic(LanguageModel("tiny"), PolicyConfig(critic="separate"), generator=generator)
+        policy = ActorCritic(LanguageModel("tiny"), PolicyConfig(critic=settings.critic), generator=generator)
         episodes = shuffled(recorded, seed) if "shuffled" in method else recorded
         IQL(policy, settings.iql, episodes, **options).train(settings.updates)
         return policy
