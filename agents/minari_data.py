@@ -114,6 +114,7 @@ def write(recorded: RecordedEpisodes, path: Path, observation_space: spaces.Dict
         pad_token_id: what its observations are filled with.
     """
     check_new(path)
+    path = path.resolve()  # Minari joins a relative path to itself
     try:
         replace_folder(path, lambda fresh: _fill(recorded, fresh, path.name, observation_space, pad_token_id))
     except BaseException:
@@ -234,6 +235,7 @@ def read(source: str | Path | minari.MinariDataset) -> RecordedEpisodes:
 
 
 def _open(path: Path) -> minari.MinariDataset:
+    path = path.resolve()
     folder = path if path.name == "data" else path / "data"
     try:
         return minari.MinariDataset(folder)

@@ -232,6 +232,15 @@ def test_the_command_plays_training_prompts_alone(word_model: Path, tmp_path: Pa
     assert again.fingerprint == recorded.fingerprint
 
 
+def test_a_relative_path_will_do(word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    given = settings(word_model, tmp_path, output="sets/words-v0")
+    monkeypatch.chdir(tmp_path)
+    recorded = Recorder(given).execute()
+    assert read("sets/words-v0").fingerprint == recorded.fingerprint
+    assert len(minari.MinariDataset("sets/words-v0/data")) == 24
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl", "sets"]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
