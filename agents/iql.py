@@ -56,7 +56,7 @@ class IQLConfig(OptimConfig):
     """Peak learning rate of the value head."""
     expectile: float = 0.7
     """τ of the values: ½ values who played; towards 1 it is the best that was played. Above 0 and below 1."""
-    advantage_temperature: float = 0.1
+    advantage_temperature: float = 0.05
     """α of the policy's weights exp(A/α), in units of reward: small follows the best, large clones."""
     max_weight: float = 20.0
     """The largest weight of a token."""
@@ -87,15 +87,16 @@ class IQLSettings(RunSettings):
 
     dataset: str | None = None
     """Recorded episodes: a folder that `textgen record` has written."""
-    updates: int = 300
+    updates: int = 500
     """Optimiser steps, those of the critic's warm-up among them."""
     eval_every: int | None = 50
     """Updates between evaluations on the held-out prompts, the best of which is kept in best/; None: only before and
     after the run."""
     sample_every: int = 50
     """Updates between tables of samples."""
-    policy: OmitArgPrefixes[PolicyConfig] = field(default_factory=lambda: PolicyConfig(critic="separate"))
-    """Which weights there are, and which of them learn."""
+    policy: OmitArgPrefixes[PolicyConfig] = field(default_factory=lambda: PolicyConfig(critic="detached"))
+    """Which weights there are, and which of them learn. A critic that is more than a head soon knows the data by heart:
+    then nothing in it is better than expected any more."""
     iql: OmitArgPrefixes[IQLConfig] = field(default_factory=IQLConfig)
     """The algorithm."""
 

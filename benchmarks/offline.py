@@ -6,7 +6,7 @@ What lives here: recording with the untrained policy, the methods, the control a
 the methods (``agents/sft.py``, ``agents/iql.py``), the estimators (``agents/offline_estimates.py``).
 
 Everything is judged on 400 prompts that nothing was recorded for. The settings were chosen with seed 101 on other 200
-prompts (``--tune``), of those that the seeds that are reported train on.
+prompts (``--tune``), on which the seeds that are reported may train.
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ class Settings:
     responses: int = 4
     """Per prompt."""
     updates: int = 250
-    """Optimiser steps of every method."""
+    """Optimiser steps of cloning."""
+    iql_updates: int = 500
+    """Optimiser steps of IQL."""
     methods: tuple[str, ...] = ("clone all", "clone best 25%", "clone best 10%", "iql", "iql, shuffled rewards")
     """Which."""
     tune: bool = False
     """Judge on the prompts for choosing settings."""
-    estimates: bool = True
-    """Also estimate off-policy."""
+    estimated: tuple[str, ...] = ("iql",)
+    """Of which methods' policies the score is also estimated off-policy, and played."""
     critic: Literal["shared", "detached", "separate"] = "detached"
     """Of IQL."""
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(lr=4e-4))
@@ -100,18 +102,19 @@ def untrained_reference() -> Any:
 
 def learn(method: str, recorded: RecordedEpisodes, settings: Settings, seed: int) -> ActorCritic:
     """A policy that has learned from the episodes."""
-    options: dict[str, Any] = {"seed": seed, "total_updates": settings.updates}
+    updates = settings.iql_updates if method.startswith("iql") else settings.updates
+    options: dict[str, Any] = {"seed": seed, "total_updates": updates}
     generator = torch.Generator().manual_seed(seed)
     if method.startswith("iql"):
         policy = ActorCritic(LanguageModel("tiny"), PolicyConfig(critic=settings.critic), generator=generator)
         episodes = shuffled(recorded, seed) if "shuffled" in method else recorded
-        IQL(policy, settings.iql, episodes, **options).train(settings.updates)
+        IQL(policy, settings.iql, episodes, **options).train(updates)
         return policy
     policy = ActorCritic(LanguageModel("tiny"), ActorConfig(), generator=generator)
     share = 1.0 if method == "clone all" else float(method.split()[2].rstrip("%,")) / 100
     episodes = shuffled(recorded, seed) if "shuffled" in method else recorded
     examples = recorded_examples(episodes, share)
-    SFT(policy, settings.sft, examples, **options).train(settings.updates)
+    SFT(policy, settings.sft, examples, **options).train(updates)
     return policy
 
 
@@ -142,16 +145,16 @@ def main() -> None:
     venv = task.make(task.judged)
     for seed in settings.seeds:
         recorded = task.record(settings.episodes, settings.responses, seed)
-        untrained = evaluate(venv, ActorCritic(LanguageModel("tiny"), ActorConfig()), reference, samples=4)
+        untrained = evaluate(venv, ActorCritic(LanguageModel("tiny"), ActorConfig()), reference, samples=2)
         record_of = {"seed": seed, "recorded": float(recorded.rollout.scores.mean())}
         print(json.dumps({**record_of, "method": "untrained", **untrained.metrics}), flush=True)
         for method in settings.methods:
             begin = time.perf_counter()
             policy = learn(method, recorded, settings, seed)
             seconds = time.perf_counter() - begin
-            metrics = evaluate(venv, policy, reference, samples=4).metrics
+            metrics = evaluate(venv, policy, reference, samples=2).metrics
             line: dict[str, Any] = {**record_of, "method": method, "seconds": seconds, **metrics}
-            if settings.estimates and "shuffled" not in method:
+            if method in settings.estimated:
                 line |= estimates(policy, task, settings, seed)
             print(json.dumps(line | {"settings": asdict(settings)}), flush=True)
 

@@ -17,7 +17,9 @@ from textgen_env.agents.sft import SFTConfig
 def test_it_records_learns_and_estimates() -> None:
     for_choosing, reported = Task("textgen/Sentiment-v0", tune=True), Task("textgen/Sentiment-v0", tune=False)
     sizes = {"minibatch_size": 16, "micro_batch_size": 16}
-    settings = Settings(episodes=64, updates=3, responses=4, sft=SFTConfig(**sizes), iql=IQLConfig(**sizes))
+    settings = Settings(
+        episodes=64, updates=3, iql_updates=3, responses=4, sft=SFTConfig(**sizes), iql=IQLConfig(**sizes)
+    )
     for task, judged in ((for_choosing, TUNING), (reported, HELD_OUT)):
         texts = {prompt.text for prompt in task.judged}
         recorded = task.record(64, 4, seed=3)
