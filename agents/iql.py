@@ -204,10 +204,6 @@ class IQL(SupervisedTrainer):
         values = self.policy.final_values(*self.rollout.rows(numbers)[:2])
         return torch.where(cut, values, 0.0)
 
-    def held_out(self) -> dict[str, float]:
-        """Nothing: its responses to held-out prompts say everything."""
-        return {}
-
 
 def make_trainer(run: Run) -> IQL:
     """The trainer of a run, on the episodes that its settings name."""

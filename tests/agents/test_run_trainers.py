@@ -128,7 +128,7 @@ def test_a_reward_model_of_adapters_is_saved_merged(word_model: Path, pairs: Pat
         assert not any("lora" in name for name in model.state_dict())
 
 
-@pytest.mark.parametrize("name", ["reinforce", "grpo", "sft", "dpo"])
+@pytest.mark.parametrize("name", ["reinforce", "grpo", "sft", "iql", "dpo"])
 def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tmp_path: Path):
     run(name, tmp_path / "lora", word_model, pairs, "--lora-rank", "2", "--dtype", "bfloat16", "--updates", "2")
     assert (tmp_path / "lora" / "last" / "adapter").is_dir()
@@ -141,6 +141,8 @@ def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tm
         ("reinforce", ["--critic", "shared"], "Unrecognized options: --critic"),
         ("grpo", ["--normalize-parts", "--scale", "none"], "normalize_parts=True with scale='none' must be with"),
         ("sft", ["--episodes", "8"], "Unrecognized options: --episodes"),
+        ("iql", ["--expectile", "1"], "expectile=1.0 must be a number above 0 and below 1"),
+        ("iql", ["--dataset", "nowhere"], "dataset='nowhere' is no data set of Minari's"),
         ("dpo", ["--beta", "0"], "beta=0.0 must be a finite number > 0"),
         ("dpo", ["--label-flip", "2"], "label_flip=2.0 must be a number from 0 to 1"),
         ("reward_model", ["--members", "0"], "members=0 must be a whole number ≥ 1"),
