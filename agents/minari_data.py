@@ -235,8 +235,7 @@ def read(source: str | Path | minari.MinariDataset) -> RecordedEpisodes:
 
 
 def _open(path: Path) -> minari.MinariDataset:
-    path = path.resolve()
-    folder = path if path.name == "data" else path / "data"
+    folder = path.resolve() if path.name == "data" else path.resolve() / "data"
     try:
         return minari.MinariDataset(folder)
     except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
