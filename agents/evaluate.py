@@ -18,16 +18,15 @@ import torch
 from torch import Tensor
 
 from textgen_env.episode import Completion, FinishReason
-from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.sampling import SamplingParams
 from textgen_env.reward import Reward
 
 from .best_of_n import Estimate, Responses, compare
-from .policy import ActorConfig, ActorCritic, frozen_reference
+from .policy import ActorCritic, frozen_reference
 from .training.command_line import parse
 from .training.command_line import run as run_program
 from .training.display import Display
-from .training.environments import make_environments, read_scorer
+from .training.environments import make_environments, named_policy, read_scorer
 from .training.evaluate import Played, distinct_without_each, jackknife, play
 from .training.extra import Console, Table
 from .training.files import replace_file
@@ -138,19 +137,7 @@ class Judgement:
         self.reference = frozen_reference(self.env.reference.model, self.env.reference.vocab_size)
         self.judge = Reward(read_scorer("judge", settings.judge), self.env.prompts) if settings.judge else None
         names = ["policy", *(["against"] if settings.against else [])]
-        self.policies = {name: self._policy(name) for name in names}
-
-    def _policy(self, setting: str) -> ActorCritic:
-        settings, source = self.settings, getattr(self.settings, setting)
-        model: LanguageModel = self.env.language_model
-        if source is not None:
-            tokens, read = model.tokenizer.get_vocab(), settings.model
-            model = LanguageModel(source, device=settings.device, dtype=settings.dtype, role=setting)
-            if model.tokenizer.get_vocab() != tokens:
-                raise ValueError(
-                    f"{setting}={source!r} must have the tokens of model={read!r}, which writes the prompts"
-                )
-        return ActorCritic(model, ActorConfig())
+        self.policies = {name: named_policy(settings, self.venv, name) for name in names}
 
     def execute(self) -> dict[str, Any]:
         """Play, print, and write if wanted; the same as plain data."""

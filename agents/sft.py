@@ -1,16 +1,22 @@
 """Supervised fine-tuning: the responses of a data set, given their prompts.
 
-What lives here: the loss, its settings, which texts are learned, and the door of the command line
-(``python -m textgen_env.agents.sft``). What does not: minibatches and epochs (``training/supervised.py``), the run
-(``training/run.py``), which judges responses to held-out prompts by the task's scorer, as for every trainer.
+What lives here: the loss, its settings, which texts are learned (references, or recorded episodes: behaviour cloning),
+and the door of the command line (``python -m textgen_env.agents.sft``). What does not: minibatches and epochs
+(``training/supervised.py``), the run (``training/run.py``), which judges responses to held-out prompts by the task's
+scorer, as for every trainer; the data set of recorded episodes (``minari_data.py``).
+
+References:
+    Chen et al., "Decision transformer" (2021), section 5: behaviour cloning of the best share of episodes, "%BC".
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
@@ -25,8 +31,12 @@ from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
+from .training.setting_checks import FLAG, MASS, TEXT, check, optional
 from .training.supervised import Example, SupervisedTrainer, TextBatch
 from .training.trainer import OptimConfig
+
+if TYPE_CHECKING:
+    from .minari_data import RecordedEpisodes
 
 
 @dataclass
@@ -55,10 +65,20 @@ class SFTSettings(RunSettings):
     """Updates between tables of samples."""
     separator: str = " "
     """What is put between a prompt and its response, unless there is white space already, or a chat template."""
+    dataset: str | None = None
+    """Recorded episodes to learn instead of references: a folder that `textgen record` has written."""
+    best_share: float = 1.0
+    """Learn this share of the recorded episodes, those with the best scores; 1 for all."""
+    per_prompt: bool = False
+    """Take that share of each prompt's episodes, not of all."""
     policy: OmitArgPrefixes[ActorConfig] = field(default_factory=ActorConfig)
     """Which weights learn."""
     sft: OmitArgPrefixes[SFTConfig] = field(default_factory=SFTConfig)
     """The algorithm."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, {"dataset": optional(TEXT), "best_share": MASS, "per_prompt": FLAG})
 
 
 class SFT(SupervisedTrainer):
@@ -106,10 +126,53 @@ def _behind(prompt: Prompt, text: str, separator: str) -> str:
     return text if apart else separator + text
 
 
+def recorded_examples(recorded: RecordedEpisodes, share: float = 1.0, *, per_prompt: bool = False) -> list[Example]:
+    """Recorded episodes as examples: what the agent wrote is learned, what an environment replied is not.
+
+    Args:
+        recorded: the episodes.
+        share: of them, those with the best scores; 1 for all.
+        per_prompt: take that share of each prompt's.
+    """
+    rollout, found = recorded.rollout, []
+    for row in best(rollout.scores, share, rollout.chosen_prompts if per_prompt else None):
+        length, mask = int(rollout.tokens.lengths[row]), rollout.response_mask[row]
+        begin = int(mask.argmax())  # a response is behind all of its prompt
+        ids, learned = (grid[row, :length].tolist() for grid in (rollout.input_ids, rollout.response_mask))
+        texts = rollout.prompts[row], rollout.texts[row]
+        found.append(Example(*texts, ids[:begin], ids[begin:], learned[begin:]))
+    return found
+
+
+def best(scores: Tensor, share: float, groups: Sequence[int] | None = None) -> list[int]:
+    """Rows of the best share of scores, rounded up, in their order; earlier ones among equals, those without one last.
+
+    Args:
+        scores: (B,), NaN where there is none.
+        share: above 0 and up to 1.
+        groups: the group of each row; None: all are one. The share is of each.
+    """
+    numbers = torch.zeros(len(scores)) if groups is None else torch.tensor(groups)
+    kept = []
+    for group in numbers.unique():
+        rows = (numbers == group).nonzero().flatten()
+        order = scores[rows].nan_to_num(-math.inf).sort(descending=True, stable=True).indices
+        kept += rows[order[: math.ceil(share * len(rows))]].tolist()
+    return sorted(kept)
+
+
 def make_trainer(run: Run) -> SFT:
-    """The trainer of a run, on the references of its prompts."""
+    """The trainer of a run, on the references of its prompts, or on recorded episodes."""
     settings, model = run.settings, run.policy.language_model
-    train, held_out = (examples(venv, model, settings.separator) for venv in (run.venv, run.eval_venv))
+    if settings.dataset is None:
+        train, held_out = (examples(venv, model, settings.separator) for venv in (run.venv, run.eval_venv))
+    else:
+        from .minari_data import read  # Minari is an extra of its own
+
+        recorded = read(settings.dataset)
+        recorded.check_fits(run.venv, run.eval_venv)
+        run.run_folder.bind(dataset=recorded.fingerprint)
+        train, held_out = recorded_examples(recorded, settings.best_share, per_prompt=settings.per_prompt), []
     options = {"sampling": SamplingParams(settings.temperature), "seed": settings.seed}
     return SFT(run.policy, settings.sft, train, held_out=held_out, total_updates=settings.updates, **options)
 

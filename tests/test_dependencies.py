@@ -58,7 +58,7 @@ def test_the_extra_of_the_trainers_and_who_includes_it() -> None:
     by_extra, text = declared(), (ROOT / "setup.cfg").read_text()
     assert set(AGENTS) == by_extra["agents"]
     assert not set(AGENTS) & by_extra[""]
-    assert re.search(r"^dev =\n    textgen_env\[agents,label,sb3,tools\]$", text, re.MULTILINE)
+    assert re.search(r"^dev =\n    textgen_env\[agents,label,offline,sb3,tools\]$", text, re.MULTILINE)
     assert {"nltk", "tokenizers"} <= by_extra[""]
 
 

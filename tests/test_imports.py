@@ -115,7 +115,7 @@ def test_lm_imports_only_rooms_below(name: str) -> None:
     assert all(LM_LEVEL[target] <= LM_LEVEL[name.split(".")[2]] for target in inner)
 
 
-TRAINERS = ("ppo", "vine_ppo", "reinforce", "grpo", "sft", "dpo", "reward_model", "sb3_ppo")
+TRAINERS = ("ppo", "vine_ppo", "reinforce", "grpo", "sft", "iql", "dpo", "reward_model", "sb3_ppo")
 ALGORITHMS = {f"textgen_env.agents.{name}" for name in TRAINERS}
 
 
@@ -152,7 +152,7 @@ def roots(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("file", ["advantages.py", "losses.py", "preference_losses.py"])
+@pytest.mark.parametrize("file", ["advantages.py", "losses.py", "offline_losses.py", "preference_losses.py"])
 def test_the_mathematics_of_agents_imports_torch_and_kl_alone(file: str) -> None:
     standard = {"__future__", "collections", "typing", "dataclasses", "math"}
     assert roots(ROOT / "agents" / file) <= {*standard, "torch", "textgen_env"}

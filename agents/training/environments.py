@@ -1,24 +1,27 @@
 """The two environments of a run, from its settings: one on the prompts to train on, one on those held out.
 
-What lives here: which environment, with which arguments, on which prompts. What does not: the settings
-(``run_settings.py``) and what is done with the environments (``run.py``).
+What lives here: which environment, with which arguments, on which prompts, and a policy that a setting names. What does
+not: the settings (``run_settings.py``) and what is done with the environments (``run.py``).
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import torch
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from textgen_env.episode import Prompt
+from textgen_env.lm.language_model import LanguageModel
 from textgen_env.prompts import load_prompts
 
+from ..policy import ActorConfig, ActorCritic
 from .run_settings import TaskSettings
 
 
@@ -34,26 +37,32 @@ def make_environments(
     Raises:
         ValueError: no token environment, or no prompts for it.
     """
-    spec = token_env_spec(settings.env)
-    arguments = {
-        name: value
-        for name in ("model", "scorer", "max_new_tokens", "max_prompt_tokens", "temperature", "device", "dtype")
-        if (value := getattr(settings, name)) is not None
-    }
-    if settings.scorer is not None:
-        arguments["scorer"] = read_scorer("scorer", settings.scorer)
-    source = settings.prompts or spec.kwargs.get("prompts")
-    if source is None:
-        raise ValueError(f"prompts=None: {settings.env} has no prompts of its own; name a file or a set")
-    if "scorer" not in arguments | spec.kwargs:
-        raise ValueError(f"scorer=None: {settings.env} has no scorer of its own; name one, or give its JSON form")
-    train, held_out = split_prompts(load_prompts(source), settings.eval_prompts)
-    make = partial(gym.make_vec, spec, **arguments)
+    spec = task_spec(settings)
+    train, held_out = split_prompts(load_prompts(spec.kwargs["prompts"]), settings.eval_prompts)
+    make = partial(gym.make_vec, spec)
     slots = min(settings.num_envs, len(held_out))
     return (
         make(num_envs=settings.num_envs, prompts=train, autoreset_mode=autoreset_mode),
         make(num_envs=slots, prompts=held_out, autoreset_mode=AutoresetMode.DISABLED),
     )
+
+
+def task_spec(settings: TaskSettings) -> EnvSpec:
+    """What the settings make of the registered environment: its arguments are names, on all of the task's prompts.
+
+    Raises:
+        ValueError: no token environment, or no prompts or scorer for it.
+    """
+    spec = copy.copy(token_env_spec(settings.env))
+    names = ("model", "prompts", "scorer", "max_new_tokens", "max_prompt_tokens", "temperature", "device", "dtype")
+    spec.kwargs = {**spec.kwargs, **{n: value for n in names if (value := getattr(settings, n)) is not None}}
+    if spec.kwargs.get("prompts") is None:
+        raise ValueError(f"prompts=None: {settings.env} has no prompts of its own; name a file or a set")
+    if "scorer" not in spec.kwargs:
+        raise ValueError(f"scorer=None: {settings.env} has no scorer of its own; name one, or give its JSON form")
+    if settings.scorer is not None:
+        spec.kwargs["scorer"] = read_scorer("scorer", settings.scorer)
+    return spec
 
 
 def token_env_spec(env: str) -> Any:
@@ -76,6 +85,26 @@ def token_env_spec(env: str) -> Any:
         known = ", ".join(name for name in gym.registry if name.startswith("textgen/"))
         raise ValueError(f"env={env!r} is not a textgen environment; choose one of {known}, or one of your own")
     return spec
+
+
+def named_policy(settings: TaskSettings, venv: VectorEnv, name: str) -> ActorCritic:
+    """A policy without a critic from a folder, such as a run's last/, or anything that the setting "model" takes.
+
+    Args:
+        settings: what was asked for.
+        venv: the task, whose own model is the policy if the setting is None.
+        name: of the setting.
+
+    Raises:
+        ValueError: it has other tokens than the task's model.
+    """
+    model: LanguageModel = cast(Any, venv.unwrapped).language_model
+    if (source := getattr(settings, name)) is not None:
+        tokens, read = model.tokenizer.get_vocab(), settings.model
+        model = LanguageModel(source, device=settings.device, dtype=settings.dtype, role=name)
+        if model.tokenizer.get_vocab() != tokens:
+            raise ValueError(f"{name}={source!r} must have the tokens of model={read!r}, which writes the prompts")
+    return ActorCritic(model, ActorConfig())
 
 
 def read_scorer(setting: str, value: str) -> Any:

@@ -32,6 +32,7 @@ class Example(NamedTuple):
     response: str
     prompt_ids: list[int]
     response_ids: list[int]
+    learned: list[int] | None = None  # 1 for each of response_ids that is, 0 for what an environment replied; None: all
 
 
 @dataclass
@@ -96,7 +97,11 @@ class SupervisedTrainer(GradientTrainer):
     def batch(self, examples: Sequence[Any]) -> Any:
         """Examples as tensors, on the policy's device."""
         pairs = [e.prompt_ids for e in examples], [e.response_ids for e in examples]
-        tokens = TokenBatch.from_tokens(*pairs, self.policy.language_model.pad_token_id).to(self.policy.device)
+        tokens = TokenBatch.from_tokens(*pairs, self.policy.language_model.pad_token_id)
+        for response_mask, example in zip(tokens.response_mask, examples, strict=True):
+            if example.learned is not None:
+                response_mask[response_mask.bool()] = torch.tensor(example.learned)
+        tokens = tokens.to(self.policy.device)
         scores = torch.zeros(len(examples), device=self.policy.device)
         return TextBatch(tokens, [e.prompt for e in examples], [e.response for e in examples], scores)
 

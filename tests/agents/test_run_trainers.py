@@ -22,7 +22,7 @@ from textgen_env.agents.preferences.source import split_pairs
 from textgen_env.agents.training.checkpoint import CheckpointError
 from textgen_env.agents.training.metrics_log import read_metrics
 
-MODULES = ["reinforce-mean", "reinforce-learned", "grpo", "vine_ppo", "sft", "dpo", "reward_model"]
+MODULES = ["reinforce-mean", "reinforce-learned", "grpo", "vine_ppo", "sft", "iql", "dpo", "reward_model"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def flags_of(name: str, output: Path, model: Path, prompts: Path, *more: str) ->
     """The module, and its flags for a run of seconds."""
     module, _, baseline = name.partition("-")
     given = flags(output, model, prompts)
-    if module in ("sft", "dpo", "reward_model"):
+    if module in ("sft", "iql", "dpo", "reward_model"):
         for flag in ("--episodes", "--adaptive-kl-target"):
             del given[given.index(flag) : given.index(flag) + 2]
     if baseline:
@@ -44,8 +44,30 @@ def flags_of(name: str, output: Path, model: Path, prompts: Path, *more: str) ->
         given += ["--group-size", "4", "--scale", "group", "--length-norm", "token"]
     if module in ("dpo", "reward_model"):
         given += ["--train-pairs", "12", "--held-out-pairs", "5"]
+    if module == "iql":
+        given += ["--critic-warmup", "2", "--dataset", str(recorded(given, prompts))]
     given += more
     return module, given
+
+
+def recorded(given: list[str], prompts: Path) -> Path:
+    """Episodes of the untrained policy, beside the prompts."""
+    pytest.importorskip("minari")
+    from textgen_env.agents import record
+
+    if not (folder := prompts.with_name("recorded-v0")).exists():
+        names = (
+            "--env",
+            "--model",
+            "--prompts",
+            "--scorer",
+            "--max-new-tokens",
+            "--max-prompt-tokens",
+            "--eval-prompts",
+        )
+        task = [part for name in names for part in given[given.index(name) : given.index(name) + 2]]
+        record.main([*task, "--num-envs", "4", "--episodes", "24", "--output", str(folder)])
+    return folder
 
 
 def run(name: str, *arguments: Any) -> None:
@@ -106,7 +128,7 @@ def test_a_reward_model_of_adapters_is_saved_merged(word_model: Path, pairs: Pat
         assert not any("lora" in name for name in model.state_dict())
 
 
-@pytest.mark.parametrize("name", ["reinforce", "grpo", "sft", "dpo"])
+@pytest.mark.parametrize("name", ["reinforce", "grpo", "sft", "iql", "dpo"])
 def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tmp_path: Path):
     run(name, tmp_path / "lora", word_model, pairs, "--lora-rank", "2", "--dtype", "bfloat16", "--updates", "2")
     assert (tmp_path / "lora" / "last" / "adapter").is_dir()
@@ -119,6 +141,8 @@ def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tm
         ("reinforce", ["--critic", "shared"], "Unrecognized options: --critic"),
         ("grpo", ["--normalize-parts", "--scale", "none"], "normalize_parts=True with scale='none' must be with"),
         ("sft", ["--episodes", "8"], "Unrecognized options: --episodes"),
+        ("iql", ["--expectile", "1"], "expectile=1.0 must be a number above 0 and below 1"),
+        ("iql", ["--dataset", "nowhere"], "dataset='nowhere' is no data set of Minari's"),
         ("dpo", ["--beta", "0"], "beta=0.0 must be a finite number > 0"),
         ("dpo", ["--label-flip", "2"], "label_flip=2.0 must be a number from 0 to 1"),
         ("reward_model", ["--members", "0"], "members=0 must be a whole number ≥ 1"),
