@@ -7,6 +7,8 @@ import math
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from importlib import import_module
@@ -142,7 +144,6 @@ def test_it_trains_adapters_in_bf16(name: str, word_model: Path, pairs: Path, tm
         ("grpo", ["--normalize-parts", "--scale", "none"], "normalize_parts=True with scale='none' must be with"),
         ("sft", ["--episodes", "8"], "Unrecognized options: --episodes"),
         ("iql", ["--expectile", "1"], "expectile=1.0 must be a number above 0 and below 1"),
-        ("iql", ["--dataset", "nowhere"], "dataset='nowhere' is no data set of Minari's"),
         ("dpo", ["--beta", "0"], "beta=0.0 must be a finite number > 0"),
         ("dpo", ["--label-flip", "2"], "label_flip=2.0 must be a number from 0 to 1"),
         ("reward_model", ["--members", "0"], "members=0 must be a whole number ≥ 1"),
@@ -222,3 +223,19 @@ def test_prompts_without_anything_to_learn_are_refused(word_model: Path, tmp_pat
     with pytest.raises(ValueError, match='neither "references" nor a "completion"'):
         run("sft", tmp_path / "run", word_model, path)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_that_is_not_there_is_one_line_and_code_2(tmp_path: Path):
+    """Of the program, as one calls it."""
+    command = [
+        sys.executable,
+        "-m",
+        "textgen_env.agents.iql",
+        "--dataset",
+        "nowhere",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "dataset='nowhere' is no data set of Minari's" in done.stderr.splitlines()[-1]

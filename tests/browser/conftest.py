@@ -27,9 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(missing)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The browser; each test opens contexts of its own."""
+    """The browser; each test opens contexts of its own.
+
+    Not for the whole session: while Playwright's synchronous interface is open an event loop runs in this thread, where
+    tests of other modules call ``asyncio.run``.
+    """
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
