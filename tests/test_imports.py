@@ -37,7 +37,7 @@ LM_ORDER = [
     ["whole_texts"],
     ["fallback_cache", "verification"],
     ["log_probs"],
-    ["prefix_cache"],
+    ["continuations", "prefix_cache"],
     ["language_model"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
