@@ -9,7 +9,8 @@ A record of a restaurant is followed by the beginning of a sentence, whose next 
 embedded model knows such sentences and has its own idea of the word. The score is 1 for the right word and 0 for each
 of the others; actions are all tokens. Held out, the expected score needs no sampling: it is π of the right word.
 RLOO reads the model once per response. So does the other, and once more per prompt to see the actions it tries, so
-that it plays half as many responses, each to a prompt of its own; what it takes more of is scores.
+that it plays half as many responses, each to a prompt of its own, in as many steps of the optimiser; what it takes more
+of is scores.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from textgen_env.scorers.policy_view import PolicyView
 TAILS = {"price": " The prices are", "rating": " Its rating is"}
 LEVELS = (0.5, 0.9)
 METHODS = ("RLOO", "expected")
+STEPS = 4  # of the optimiser, per update
 
 
 @dataclass
@@ -47,7 +49,7 @@ class ExpectedBenchmarkSettings:
 
     field: str = "price"
     """What is asked for: "price" or "rating"."""
-    updates: int = 40
+    updates: int = 12
     """Of each run."""
     decodes: int = 128
     """Per update."""
@@ -55,7 +57,7 @@ class ExpectedBenchmarkSettings:
     """The likeliest, tried at each prompt; and one of the others."""
     lr: float = 2e-4
     """Of both."""
-    held_out: int = 128
+    held_out: int = 64
     """Prompts."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Of sampling and shuffling."""
@@ -90,11 +92,13 @@ def make_trainer(method: str, settings: ExpectedBenchmarkSettings, seed: int) ->
         autoreset_mode=AutoresetMode.DISABLED,
     )
     policy = ActorCritic(LanguageModel("tiny"), ActorConfig())
-    shared: dict[str, Any] = {"lr": settings.lr, "kl_coef": 0.0}
+    episodes = settings.decodes if method == "RLOO" else settings.decodes // 2
+    sizes = {"episodes": episodes, **dict.fromkeys(("minibatch_size", "micro_batch_size"), episodes // STEPS)}
+    shared: dict[str, Any] = {"lr": settings.lr, "kl_coef": 0.0, **sizes}
     options = {"seed": seed, "total_updates": settings.updates}
     if method == "RLOO":
-        return Reinforce(venv, policy, ReinforceConfig(**shared, episodes=settings.decodes, group_size=4), **options)
-    config = ExpectedConfig(**shared, episodes=settings.decodes // 2, group_size=1, actions=settings.actions)
+        return Reinforce(venv, policy, ReinforceConfig(**shared, group_size=4), **options)
+    config = ExpectedConfig(**shared, group_size=1, actions=settings.actions)
     return ExpectedPolicyGradient(venv, policy, config, **options)
 
 
