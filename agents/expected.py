@@ -45,7 +45,7 @@ from .training.extra import OmitArgPrefixes
 from .training.groups import GroupConfig, GroupTrainer
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
-from .training.setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check, choice
+from .training.setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, TEXT, check, choice, optional
 from .training.trainer import join
 
 
@@ -60,7 +60,7 @@ class ExpectedConfig(GroupConfig):
     """Tokens between two states of at="every"."""
     min_entropy: float = 1.0
     """Nats, of at="entropy"."""
-    after: str = ""
+    after: str | None = None
     """The text of at="after", such as "Answer:"."""
     actions: int = 8
     """How many of the likeliest actions are tried at each state; 0: all that have any probability."""
@@ -73,8 +73,8 @@ class ExpectedConfig(GroupConfig):
         super().__post_init__()
         counts = dict.fromkeys(("every", "sampled", "continuations"), COUNT)
         kinds = {"at": choice("first", "every", "entropy", "after"), "min_entropy": NOT_NEGATIVE}
-        check(self, {**counts, **kinds, "actions": COUNT_OR_ZERO})
-        if (self.at == "after") != bool(self.after):
+        check(self, {**counts, **kinds, "actions": COUNT_OR_ZERO, "after": optional(TEXT)})
+        if (self.at == "after") != (self.after is not None):
             raise ValueError(f'after={self.after!r} goes with at="after", and at={self.at!r} was given')
         if self.importance_weights != "none":
             raise ValueError(f"importance_weights={self.importance_weights!r} are of sampled actions: use REINFORCE")

@@ -231,7 +231,7 @@ def test_it_learns_with_the_defaults_of_the_command(make_venv: MakeVenv, word_mo
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"at": "last"}, "at='last' must be"),
-    ({"at": "after"}, "after='' goes with at=\"after\""),
+    ({"at": "after"}, 'after=None goes with at="after"'),
     ({"after": "x"}, "after='x' goes with at=\"after\", and at='first' was given"),
     ({"sampled": 0}, "sampled=0 must be"),
     ({"actions": -1}, "actions=-1 must be"),

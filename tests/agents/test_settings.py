@@ -139,8 +139,9 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
         ExpectedConfig,
         {
             **ON_POLICY,
-            **dict.fromkeys(("every", "sampled", "continuations"), COUNT),
+            **dict.fromkeys(("every", "sampled", "continuations", "group_size"), COUNT),
             "actions": COUNT_OR_ZERO,
+            "after": ["", 3],
             "at": OTHER,
             "min_entropy": NOT_NEGATIVE,
         },
