@@ -95,13 +95,15 @@ class Branching:
         critic: Values | None = None,
     ) -> None:
         self.venv, self.sampling, self.critic = venv, sampling, critic
+        self.language_model = language_model
         self.generator = generator or torch.Generator(language_model.model.device).manual_seed(0)
         self.cache = language_model.prefix_cache(venv.num_envs)
         self.forwards = 0
 
     def root(self, prompt: Any) -> Node:
         """The beginning of the response to a prompt: anything that ``reset(options={"prompt": …})`` takes."""
-        observation, _ = self.venv.reset(options={"prompt": [prompt] * self.venv.num_envs})
+        with env_attribute(self.venv, "played_by")(self.language_model):
+            observation, _ = self.venv.reset(options={"prompt": [prompt] * self.venv.num_envs})
         return self._node(0, observation, (), 0.0, 0.0)
 
     @torch.no_grad()
@@ -183,7 +185,7 @@ class Branching:
         """One step in the first slots; the others rest."""
         everywhere = np.full(self.venv.num_envs, NOOP, dtype=np.int64)
         everywhere[: len(actions)] = actions
-        with env_attribute(self.venv, "kl_delegated")():
+        with env_attribute(self.venv, "played_by")(self.language_model):
             observation, rewards, terminated, truncated, info = self.venv.step(everywhere)
         return observation, rewards, {**info, "ended": terminated | truncated}
 

@@ -136,6 +136,8 @@ class Judgement:
         self.env = cast(Any, self.venv.unwrapped)
         self.reference = frozen_reference(self.env.reference.model, self.env.reference.vocab_size)
         self.judge = Reward(read_scorer("judge", settings.judge), self.env.prompts) if settings.judge else None
+        if self.judge and self.judge.needs_policy:
+            raise ValueError(f"judge={settings.judge!r} sees the policy: one judge must judge both; name its model")
         names = ["policy", *(["against"] if settings.against else [])]
         self.policies = {name: named_policy(settings, self.venv, name) for name in names}
 

@@ -226,6 +226,7 @@ def sample_reference(
         ValueError: ``samples`` below 1, no prompts, or responses that were cut before they were scored.
     """
     env = cast(Any, venv.unwrapped)
+    _check_scorer(env)
     chosen = list(range(len(env.prompts)) if prompts is None else prompts)
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise ValueError(f"samples={shown(samples)} must be an integer of at least 1")
@@ -262,6 +263,7 @@ def exact_optimum(env: gym.Env, kl_coef: float, prompt: Any, *, seed: int = 0) -
         ValueError: β is not a positive number, or the tree is too large.
     """
     _checked(kl_coef)
+    _check_scorer(env.unwrapped)
     with cast(Any, env.unwrapped).kl_delegated(report_ref_logprob=True):
         root = Enumeration(env, kl_coef, prompt, seed).node(())
     kl = (root.score - root.value) / kl_coef
@@ -307,6 +309,12 @@ class Estimation:
             replace_file(Path(settings.output), json.dumps(asdict(optimum), indent=1))
         self.display.attempt("the table", lambda: optimum_table(list(points.values()), settings))
         return optimum
+
+
+def _check_scorer(env: Any) -> None:
+    if env.scorer_needs_policy:
+        what = "the scorer sees the policy: what a response is paid moves with the weights"
+        raise ValueError(f"{what}, and no best possible objective is known")
 
 
 def optimum_table(points: Sequence[Optimum], settings: OptimumSettings) -> Table:

@@ -37,7 +37,7 @@ from .training.checkpoint import latest_checkpoint, read_state
 from .training.command_line import parse, read_lines, resume_command
 from .training.command_line import run as run_program
 from .training.display import Display
-from .training.environments import make_environments
+from .training.environments import make_environments, seed_generators
 from .training.evaluate import EvalReport
 from .training.extra import Console
 from .training.files import replace_file
@@ -276,7 +276,7 @@ class RLHF:
         reference = ActorCritic(self._load(self.start), ActorConfig()).reference()
         sampling = SamplingParams(settings.temperature, settings.ppo.top_k, settings.ppo.top_p)
         _, venv = make_environments(settings)
-        venv.reset(seed=settings.seed)
+        seed_generators(venv, settings.seed)
 
         def measure(model: str) -> EvalReport:
             policy = ActorCritic(self._load(model), ActorConfig())

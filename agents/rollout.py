@@ -147,7 +147,7 @@ def collect(
     cache, masks = language_model.prefix_cache(venv.num_envs), StepMasks(venv, lagging_mask)
     slots, recorder = _Slots(venv, episodes, prompts, responses), _Recorder(venv, episodes, language_model.vocab_size)
     draw = _greedy if greedy else partial(sample, generator=generator)
-    with env_attribute(venv, "kl_delegated")():
+    with env_attribute(venv, "played_by")(language_model):
         observation = slots.reset()
         while (active := slots.active).size:
             lengths = observation["attention_mask"].sum(axis=1, dtype=np.int64)[active]

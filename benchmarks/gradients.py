@@ -3,8 +3,9 @@
     python -m benchmarks.gradients
     python -m benchmarks.gradients --trl     # also the losses of TRL, where it is installed
 
-What lives here: how a row is measured, the table, the command. What does not: the rows (``gradient_rows.py``), the task
-and its oracles (``enumerated.py``), the losses themselves (``agents/``, and whoever's are plugged in).
+What lives here: how a row is measured, the table, the command. What does not: the rows (``gradient_rows.py``,
+``expected_rows.py``), the task and its oracles (``enumerated.py``), the losses themselves (``agents/``, and whoever's
+are plugged in).
 
 On a task of seven responses every batch can be written down, so that E[∇L] and the variance of ∇L are sums, not
 estimates. For each row, with B responses in a batch:
@@ -30,6 +31,7 @@ import tyro
 from torch import Tensor
 
 from benchmarks.enumerated import EnumeratedTask
+from benchmarks.expected_rows import tasks
 from benchmarks.gradient_rows import Loss, Row, sections
 from benchmarks.report import keep, markdown
 
@@ -58,9 +60,11 @@ class Moments(NamedTuple):
 def moments(loss: Loss, task: EnumeratedTask, group_size: int, groups: int) -> Moments:
     """By enumeration."""
     mean, second, total = torch.zeros(()), 0.0, 0.0
-    for weight, rollout in task.samples(group_size, groups):
-        gradient = task.flat(loss(rollout))
-        mean, second, total = mean + weight * gradient, second + weight * float(gradient @ gradient), total + weight
+    outcomes = getattr(loss, "outcomes", lambda rollout: [(1.0, loss(rollout))])  # of what it draws itself
+    for chance, rollout in task.samples(group_size, groups):
+        for of_draw, value in outcomes(rollout):
+            gradient, weight = task.flat(value), chance * of_draw
+            mean, second, total = mean + weight * gradient, second + weight * float(gradient @ gradient), total + weight
     if abs(total - 1) > 1e-6:
         raise RuntimeError(f"the probabilities of all batches add up to {total}")
     return Moments(mean, max(second - float(mean @ mean), 0.0), group_size * groups)
@@ -107,8 +111,8 @@ def verdict(angles: Sequence[float], limit: float) -> str:
 
 def records(settings: GradientSettings) -> Iterator[dict[str, Any]]:
     """Every row of every section."""
-    for title, arguments, rows in sections(trl=settings.trl):
-        task = EnumeratedTask(**arguments)
+    own = ((title, EnumeratedTask(**arguments), rows) for title, arguments, rows in sections(trl=settings.trl))
+    for title, task, rows in (*own, *tasks()):
         for row in rows:
             yield {"benchmark": "gradients", "section": title, **measure(row, task)}
 

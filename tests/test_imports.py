@@ -37,7 +37,7 @@ LM_ORDER = [
     ["whole_texts"],
     ["fallback_cache", "verification"],
     ["log_probs"],
-    ["prefix_cache"],
+    ["continuations", "prefix_cache"],
     ["language_model"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
@@ -115,7 +115,7 @@ def test_lm_imports_only_rooms_below(name: str) -> None:
     assert all(LM_LEVEL[target] <= LM_LEVEL[name.split(".")[2]] for target in inner)
 
 
-TRAINERS = ("ppo", "vine_ppo", "reinforce", "grpo", "sft", "iql", "dpo", "reward_model", "sb3_ppo")
+TRAINERS = ("ppo", "vine_ppo", "reinforce", "expected", "grpo", "sft", "iql", "dpo", "reward_model", "sb3_ppo")
 ALGORITHMS = {f"textgen_env.agents.{name}" for name in TRAINERS}
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "ppo": ("textgen_env.agents.ppo", "token-level PPO"),
     "vine_ppo": ("textgen_env.agents.vine_ppo", "VinePPO: PPO with Monte-Carlo values instead of a critic"),
     "reinforce": ("textgen_env.agents.reinforce", "REINFORCE: leave-one-out, self-critical, learned or no baseline"),
+    "expected": ("textgen_env.agents.expected", "expected policy gradients: sums over actions at chosen states"),
     "grpo": ("textgen_env.agents.grpo", "GRPO, Dr. GRPO, DAPO, GSPO, GDPO"),
     "sft": ("textgen_env.agents.sft", "supervised fine-tuning on a task's references"),
     "record": ("textgen_env.agents.record", "episodes of a policy as a Minari data set, to learn from offline"),

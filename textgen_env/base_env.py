@@ -126,9 +126,7 @@ class TextGenBase:
         return self.engine.config.max_new_tokens
 
     def delegate_kl(self, report_ref_logprob: bool = True) -> None:
-        """Announce that the caller adds the KL itself, as a library hook or a trainer that scores whole rollouts does.
-
-        Rewards then carry no KL part and no warning is given.
+        """Announce that the caller adds the KL itself, as a library hook does: rewards then carry no KL part.
 
         Args:
             report_ref_logprob: whether `info` still has `ref_logprob`; without it the reference is never run.
@@ -140,6 +138,17 @@ class TextGenBase:
         """`delegate_kl` for as long as the context lasts; afterwards the KL is paid as it was before."""
         with self.engine.kl.delegating(report=report_ref_logprob):
             yield
+
+    @contextmanager
+    def played_by(self, policy: LanguageModel) -> Iterator[None]:
+        """While the context lasts, the KL is left to the caller, and a scorer that sees the policy sees this one."""
+        with self.engine.kl.delegating(report=False), self.engine.reward.seeing(policy):
+            yield
+
+    @property
+    def scorer_needs_policy(self) -> bool:
+        """Whether what is paid depends on the policy's weights, beside the text: it must be bound before `reset`."""
+        return self.engine.reward.needs_policy
 
     @property
     def never_reset(self) -> bool:

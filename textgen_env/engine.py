@@ -74,7 +74,8 @@ class Engine:
         self.turns = None if config.responder is None else Turns(config, self.language_model, self.stop_strings)
         self._eos = np.array(sorted(self.language_model.eos_token_ids), dtype=np.int64)
         check_room(slots, config, self.language_model)
-        self.reward = Reward(config.scorer or unscored, self.prompts, turns=self.turns is not None)
+        scorer, turns = config.scorer or unscored, self.turns is not None
+        self.reward = Reward(scorer, self.prompts, self.language_model, config.temperature, turns=turns)
         parts = len(self.reward.part_names)
         self.episodes = Episodes(slots, config.width, self.language_model.pad_token_id, parts)
         self.starts = Starts(config, self.prompts, self.language_model, self.reward.taken, self.turns)
@@ -219,7 +220,8 @@ class Engine:
         assert prompt is not None  # the slot is playing
         texts = [self.stop_strings.text(ids[:start], ids[start:end]) for start, end in episodes.turns(slot)]
         turns = None if self.turns is None else as_turns(episodes.environment_texts[slot], texts)
-        return Completion(prompt, "".join(texts), tuple(episodes.response(slot).tolist()), reason, turns)
+        seen = tuple(ids) if self.reward.needs_policy else ()
+        return Completion(prompt, "".join(texts), tuple(episodes.response(slot).tolist()), reason, turns, seen)
 
     def _parts(
         self, completions: Mapping[int, Completion], answers: Mapping[int, Answer], price: Price
@@ -301,8 +303,13 @@ class Engine:
         return masks
 
     def bind_policy(self, policy: Callable[..., Any] | LanguageModel | PrefixCache | None, *, batched: bool) -> None:
-        """Let the reward pay the exact KL of a policy: a function, a language model or its cache; None unbinds."""
+        """Let the reward pay the exact KL of a policy: a function, a language model or its cache; None unbinds.
+
+        A scorer that sees the policy sees this one, which must be a language model then.
+        """
+        seen = self.reward.readable(policy)
         self.kl.bind(policy, batched=batched)
+        self.reward.policy.language_model = seen
 
     def delegate_kl(self, *, report_ref_logprob: bool = True) -> None:
         """Leave the KL to the caller: rewards carry none; `info` has log π_ref if it is to be reported."""

@@ -131,7 +131,9 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
 
         Raises:
             TypeError, ValueError, IndexError: a seed, option or prompt that is none; nothing has changed.
+            RuntimeError: the scorer sees the policy, and none is bound.
         """
+        self.engine.reward.check_policy()
         seed, choice = check_seed(seed), prompt_choice(options, ("prompt", "response"))
         prompt = None if choice is None else self.engine.starts.named(choice)
         responses = self._responses([(options or {}).get("response")], [prompt])
@@ -224,7 +226,7 @@ class TextGenEnv(TextGenBase, gym.Env[Observation, np.int64]):
         return masks[0] if slots is None else masks
 
     def bind_policy(self, policy: Callable[[Observation], Any] | LanguageModel | None) -> None:
-        """Let the reward pay the exact KL of the agent's policy.
+        """Let the reward pay the exact KL of the agent's policy, and a scorer that sees the policy see it.
 
         Args:
             policy: `fn(observation) -> logits` (n,) before temperature and masks, which are applied to policy and

@@ -64,6 +64,7 @@ class Completion:
         finish_reason: why it ended; None while it is being written.
         turns: what agent and environment said by turns, `{"role": "assistant" | "environment", "content": …}`; None
             where no environment answers back.
+        input_ids: the whole prefix, prompt and all; empty where nobody asks for it.
     """
 
     prompt: Prompt
@@ -71,6 +72,7 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     turns: tuple[dict[str, str], ...] | None = None
+    input_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

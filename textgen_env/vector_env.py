@@ -94,8 +94,9 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
                 the agent has written that already; what those tokens cost in KL is not told.
 
         Raises:
-            TypeError, ValueError, IndexError: a seed, option or prompt that is none; nothing has changed.
+            TypeError, ValueError, IndexError, RuntimeError: see `TextGenEnv.reset`; nothing has changed.
         """
+        self.engine.reward.check_policy()
         choices = self._prompt_choices(options)
         responses = self._responses(self._given_responses(options), choices)
         slots, seeds = np.flatnonzero(self._reset_mask(options)), self._seeds(seed)
@@ -127,8 +128,7 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
         if seed is None:
             return [None] * self.num_envs
         if not isinstance(seed, (list, tuple, np.ndarray)) or np.ndim(seed) == 0:
-            first = check_seed(seed)
-            assert first is not None
+            first = int(check_seed(seed) or 0)
             return [first + row for row in range(self.num_envs)]
         if len(seed) != self.num_envs:
             raise ValueError(f"seed={shown(seed)} must be one integer, or one for each of num_envs={self.num_envs}")
@@ -294,7 +294,7 @@ class TextGenVectorEnv(TextGenBase, VectorEnv[Observations, NDArray[np.int64], N
         return self.engine.action_masks(check_slots(slots, self.num_envs))
 
     def bind_policy(self, policy: Callable[[Observations], Any] | LanguageModel | None) -> None:
-        """Let the reward pay the exact KL of the agent's policy.
+        """Let the reward pay the exact KL of the agent's policy, and a scorer that sees the policy see it.
 
         Args:
             policy: `fn(observations) -> logits` (m, V) for a batch of m observations (those of the slots that are

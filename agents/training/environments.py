@@ -47,6 +47,13 @@ def make_environments(
     )
 
 
+def seed_generators(venv: VectorEnv, seed: int) -> None:
+    """Seed an environment that nobody plays yet: its generators are part of every checkpoint."""
+    env = cast(Any, venv.unwrapped)
+    with env.played_by(env.language_model):
+        venv.reset(seed=seed)
+
+
 def task_spec(settings: TaskSettings) -> EnvSpec:
     """What the settings make of the registered environment: its arguments are names, on all of the task's prompts.
 

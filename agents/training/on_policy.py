@@ -171,7 +171,8 @@ class OnPolicyTrainer(GradientTrainer):
         """
         self.policy.eval()
         if self.env.never_reset:
-            self.venv.reset(seed=self.seed)
+            with self.env.played_by(self.policy.language_model):
+                self.venv.reset(seed=self.seed)
         head = self.policy.value_head is not None and self.policy.critic is None
         rollout = collect(
             self.venv,

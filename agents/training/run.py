@@ -27,7 +27,7 @@ from ..policy import ActorConfig, ActorCritic, Reference, reference_of
 from .checkpoint import CheckpointError
 from .command_line import parse, resume_command
 from .display import Display
-from .environments import make_environments, split_prompts
+from .environments import make_environments, seed_generators, split_prompts
 from .evaluate import EvalReport, Played, frames, play, summarize
 from .extra import Console
 from .files import replace_file, replace_folder
@@ -131,7 +131,7 @@ class Run:
     def _set_up(self, make_trainer: Callable[[Run], Trainer]) -> None:
         self.venv, self.eval_venv = make_environments(self.settings, self.autoreset_mode)
         for venv in (self.venv, self.eval_venv):
-            venv.reset(seed=self.settings.seed)  # their generators are part of every checkpoint
+            seed_generators(venv, self.settings.seed)
         self.policy = self.make_policy()
         self.reference: Reference = self.make_reference()
         self.trainer = make_trainer(self)

@@ -24,7 +24,7 @@ from textgen_env.agents.preferences.source import split_pairs
 from textgen_env.agents.training.checkpoint import CheckpointError
 from textgen_env.agents.training.metrics_log import read_metrics
 
-MODULES = ["reinforce-mean", "reinforce-learned", "grpo", "vine_ppo", "sft", "iql", "dpo", "reward_model"]
+MODULES = ["reinforce-mean", "reinforce-learned", "grpo", "vine_ppo", "expected", "sft", "iql", "dpo", "reward_model"]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 from small_run import start
 
 from textgen_env.agents.dpo import DPOConfig
+from textgen_env.agents.expected import ExpectedConfig
 from textgen_env.agents.grpo import GRPOConfig
 from textgen_env.agents.policy import PolicyConfig
 from textgen_env.agents.ppo import PPOConfig, PPOSettings, make_run
@@ -132,6 +133,17 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
             **dict.fromkeys(("label_flip", "initial_share", "wait_for"), SHARE),
             "half_rate_at": POSITIVE,
             **dict.fromkeys(("labeller", "select"), OTHER),
+        },
+    ),
+    (
+        ExpectedConfig,
+        {
+            **ON_POLICY,
+            **dict.fromkeys(("every", "sampled", "continuations", "group_size"), COUNT),
+            "actions": COUNT_OR_ZERO,
+            "after": ["", 3],
+            "at": OTHER,
+            "min_entropy": NOT_NEGATIVE,
         },
     ),
     (

@@ -14,6 +14,7 @@ from textgen_env.scorers import BoundScorer, ScorerError, as_scorer
 from textgen_env.scorers.combine import Clip, Normalize, Sum
 
 OPTIONAL = {"parts", "part_names", "dense", "info", "load_models", "fit_references", "state_dict", "load_state_dict"}
+OPTIONAL |= {"needs_policy"}
 COLUMNS = {"prompts": ["p", "q"], "references": [[], []]}
 
 
@@ -24,7 +25,7 @@ def length(completions: list[str], **columns: Any) -> list[int]:
 class Everything:
     """A scorer with all that scorers may have; it notes what it is told."""
 
-    name, part_names, dense = "all", ("a", "b"), True
+    name, part_names, dense, needs_policy = "all", ("a", "b"), True, False
 
     def __init__(self) -> None:
         self.told: list[Any] = []

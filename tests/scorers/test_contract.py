@@ -22,6 +22,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "lipogram": {"without": "e", "words": 5},
     "citations": {"passages": "passages"},
     "numeric_answer": {"column": "right"},
+    "verdict": {"positive": [" good", " yes"], "negative": " bad"},
     "sum": {"scorers": {"length": RULE, "variety": [0.1, "distinct"]}},
     "affine": {"scorer": "rougeL", "gain": 2.0, "bias": -0.5},
     "clip": {"scorer": RULE, "low": 0.25, "high": 0.75},
@@ -58,7 +59,8 @@ class TestScorer(ScorerContract):
     def columns(self) -> dict[str, Any]:
         questions = [{"dataset": "leg_counting", "size": 6, "seed": 0, "index": index} for index in range(6)]
         passages = [["A cat sat on a mat."], ["b", "c"], {7: "good"}, [], ["日本"], {"1": "x y"}]
-        own = {"right": [1, 2.5, "3/4", "12", ["1", 2], "-7"], "reasoning_gym": questions, "passages": passages}
+        asked = {"choices": [[f"{i}", "good", "soup"] for i in range(6)], "answer": [0, "good", 2, "soup", 1, 0]}
+        own = asked | {"right": [1, 2.5, "3/4", "12", ["1", 2], "-7"], "reasoning_gym": questions, "passages": passages}
         return super().columns() | own
 
     def make_scorer(self) -> Any:

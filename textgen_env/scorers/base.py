@@ -13,6 +13,7 @@ Optional attributes of a scorer; `BoundScorer`, which has all of them, is the on
 * `name: str` — used in errors and as the name of its reward part;
 * `parts(completions, **same) -> Mapping[str, Sequence[float | None]]` with `part_names` — parts whose sum is the score;
 * `dense: bool` — it wants to be asked after every token and returns potentials (see `dense.Dense`);
+* `needs_policy: bool` — it is called with `policy`, a `PolicyView`: what the policy says of texts that could follow;
 * `info() -> Mapping[str, float]` — counters, such as failed calls;
 * `load_models()` — called once when an environment is made, so that a bad model does not show at an episode's end;
 * `fit_references(references)` — called once with all references of a task, before the first score;
@@ -25,7 +26,6 @@ import contextlib
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -33,6 +33,8 @@ from textgen_env.notices import shown
 
 from .answers import ScorerError, Scores, add_applying, applied, checked, scorer_name, where
 from .answers import add_parts as add_parts
+from .columns import select_rows
+from .columns import usable_references as usable_references
 from .coroutines import wait_for
 
 _ACCEPTS: WeakKeyDictionary[Any, tuple[bool, frozenset[str] | None]] = WeakKeyDictionary()
@@ -178,6 +180,11 @@ class BoundScorer:
         """Whether the scorer is to be asked at every step."""
         return bool(getattr(self.scorer, "dense", False))
 
+    @property
+    def needs_policy(self) -> bool:
+        """Whether the scorer is to be handed a view of the policy."""
+        return bool(getattr(self.scorer, "needs_policy", False))
+
     def parts(
         self,
         completions: Sequence[str],
@@ -239,40 +246,8 @@ class BoundScorer:
             self.scorer.load_state_dict(state)
 
 
-def select_rows(columns: Mapping[str, Any], rows: Sequence[int], n: int) -> dict[str, Any]:
-    """Some rows of every column of length n; anything else in `columns` is handed on as it is."""
-    return {
-        key: [value[row] for row in rows] if isinstance(value, (list, tuple)) and len(value) == n else value
-        for key, value in columns.items()
-    }
-
-
-def usable_references(references: Sequence[Sequence[str | None] | None], scorer: str) -> list[tuple[str, ...]]:
-    """The references of each text as tuples without `None`, for scorers that cannot do without them.
-
-    Raises:
-        ValueError: a text has no reference left; the message says which.
-        TypeError: a reference is no text, or a bare string stands where a list of references belongs.
-    """
-    if not {*map(type, references)} - {list, tuple}:
-        rows: list[tuple[Any, ...]] = [*map(tuple, references)]  # type: ignore[arg-type]
-        if all(rows) and {*map(type, chain.from_iterable(rows))} <= {str}:
-            return rows  # the short way, for nearly all
-    usable = []
-    for row, texts in enumerate(references):
-        if isinstance(texts, str):
-            raise TypeError(f"{scorer}: references[{row}] must be a list of texts, got the text {texts[:60]!r}")
-        kept = tuple(text for text in texts or () if text is not None)
-        if not kept:
-            raise ValueError(f"{scorer}: references[{row}] is empty; it needs at least one reference a prompt")
-        if not all(isinstance(text, str) for text in kept):
-            raise TypeError(f"{scorer}: references[{row}] must hold texts, got {kept!r}")
-        usable.append(kept)
-    return usable
-
-
 def _check_inputs(scorer: Callable[..., Any], completions: Sequence[str], columns: Mapping[str, Any]) -> None:
-    """Every completion is a text, and prompts and references have one entry for each."""
+    """Every completion is a text; prompts and references, and a policy that is needed, have one entry for each."""
     for row, text in enumerate(completions):
         if not isinstance(text, str):
             raise ScorerError(
@@ -283,6 +258,11 @@ def _check_inputs(scorer: Callable[..., Any], completions: Sequence[str], column
             raise ScorerError(
                 f"scorer {scorer_name(scorer)!r}: {len(columns[column])} {column} for {len(completions)} completions"
             )
+    if bound(scorer).needs_policy and len(columns.get("policy") or ()) != len(completions):
+        raise ScorerError(
+            f"scorer {scorer_name(scorer)!r} sees the policy: call it with policy=PolicyView(…) of these texts, as an "
+            f"environment does; got {shown(columns.get('policy'))}"
+        )
 
 
 def _accepted(function: Callable[..., Any]) -> tuple[bool, frozenset[str] | None]:

@@ -63,6 +63,11 @@ class Sum:
         """Whether any member is."""
         return any(scorer.dense for _, _, scorer in self.members)
 
+    @property
+    def needs_policy(self) -> bool:
+        """Whether any member does."""
+        return any(scorer.needs_policy for _, _, scorer in self.members)
+
     def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
         """One list of n floats a part, weights included."""
         result: Parts = {}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .answers import ScorerError, Scores, scorer_name
-from .base import call_unchecked
+from .base import bound, call_unchecked
 from .wrapper import Wrapper
 
 
@@ -49,6 +49,7 @@ class TokenRewards:
             raise TypeError(f"token_rewards: function must be a function, got {type(function).__name__} {function!r}")
         self.function = function
         self.name = name or scorer_name(function)
+        self.needs_policy = bound(function).needs_policy
 
     def __call__(
         self, completions: Sequence[str], *, completion_ids: Sequence[Sequence[int]], **columns: Any

@@ -42,6 +42,10 @@ _LOCATIONS = {
     "imdb-sentiment": "spacy_classifier:SpacyClassifier",  # the fetched model, which is its default
     "similarity": "similarity:Similarity",
     "fluency": "fluency:Fluency",
+    # what the policy says of texts that could follow
+    "answer_likelihood": "likelihood:AnswerLikelihood",
+    "choice": "likelihood:Choice",
+    "verdict": "likelihood:Verdict",
     # rules
     "length": "length:Length",
     "distinct": "diversity:Distinct",
@@ -199,9 +203,10 @@ def _bound(name: str, scorer: Callable[..., Any], arguments: dict[str, Any]) -> 
     if not inspect.isroutine(scorer):
         raise TypeError(f"scorer {name!r} is an object, which takes no arguments here, got {shown(arguments)}")
     check_arguments(name, scorer, arguments, complete=False)
-    bound = partial(scorer, **arguments)
-    bound.name = scorer_name(scorer)  # type: ignore[attr-defined]
-    return bound
+    filled = partial(scorer, **arguments)
+    filled.name = scorer_name(scorer)  # type: ignore[attr-defined]
+    filled.needs_policy = bound(scorer).needs_policy  # type: ignore[attr-defined]
+    return filled
 
 
 def _takes_completions(function: Callable[..., Any], arguments: Mapping[str, Any]) -> bool:

@@ -23,7 +23,8 @@ class Cached(Wrapper):
     """Remembers the scores of texts: the scorer is asked once for each different one. Thread-safe.
 
     Texts are the same when completion, prompt, references and the named columns are. Not for scorers that answer
-    differently each time or keep statistics, such as `Normalize`: put those around the cache.
+    differently each time or keep statistics, such as `Normalize`: put those around the cache. One that sees the policy
+    is refused: what it says changes with the weights.
 
     `hits` and `misses` count the texts that were known and those that were not.
 
@@ -39,6 +40,8 @@ class Cached(Wrapper):
             raise ValueError(f"cached: columns must be a list of names, got the text {columns!r}")
         if maxsize < 1:
             raise ValueError(f"cached: maxsize must be at least 1, got {maxsize}")
+        if self.needs_policy:
+            raise ValueError(f"cached: scorer {self.name!r} sees the policy, and its scores change with every update")
         self.columns = tuple(columns)
         self._scores = LRUCache(maxsize)
         self.hits = self.misses = 0
@@ -121,6 +124,8 @@ class Patient(Wrapper):
         self.workers, self.batch_size, self.timeout = workers, batch_size, timeout
         self.retries, self.backoff, self.max_backoff = retries, backoff, max_backoff
         self.on_failure, self.process = on_failure, process
+        if process and self.needs_policy:
+            raise ValueError(f"patient: process=True with scorer {self.name!r}, which sees the policy: it learns here")
         if process:
             pickled(self.scorer, self.name)  # refused now rather than at the end of the first episode
         self._workers = Workers(self.scorer)

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import pytest
 
-from textgen_env.scorers import as_scorer, call_scorer, score_parts
+from textgen_env.lm.language_model import LanguageModel
+from textgen_env.scorers import ScorerError, as_scorer, call_scorer, score_parts
 from textgen_env.scorers.base import part_names
+from textgen_env.scorers.columns import select_rows
+from textgen_env.scorers.policy_view import PolicyView
 
 SINGLE_REFERENCES = ("b", "good", "Bad soup!", "日本", "x y")
 
 
 class ScorerContract:
-    """Promises of a scorer, one number per text. Override `make_scorer`, and `columns` for what prompts must have."""
+    """Promises of a scorer, one number per text. Override `make_scorer`, and `columns` for what prompts must have.
+
+    A scorer that sees the policy is handed the embedded model, which `make_policy` changes.
+    """
 
     tolerance = 1e-6
     """How far scores may differ between batches of another make-up: padding moves the last digits of a model."""
@@ -27,10 +34,29 @@ class ScorerContract:
         """A fresh scorer; each call the same."""
         raise NotImplementedError
 
+    def make_policy(self) -> LanguageModel:
+        """Whom a scorer sees that sees the policy."""
+        return LanguageModel("tiny")
+
+    @cached_property
+    def policy(self) -> LanguageModel:
+        """The same for all questions of a test."""
+        return self.make_policy()
+
+    def view(self, prompts: Sequence[str]) -> PolicyView:
+        """The policy behind each prompt and text, which the last token has ended."""
+        model = self.policy
+        pairs = zip(prompts, self.texts, strict=True)
+        ids = [[*model.encode(prompt), *model.encode_plain(text), model.end_token_id] for prompt, text in pairs]
+        return PolicyView(model, ids, [True] * len(ids))
+
     def columns(self) -> dict[str, Any]:
         """What is known of each text besides the text itself."""
+        prompts = ["Describe:", "Say:", "How was it?", "And the soup?", "p", "Go on:"]
+        sees = as_scorer(self.make_scorer()).needs_policy
         return {
-            "prompts": ["Describe:", "Say:", "How was it?", "And the soup?", "p", "Go on:"],
+            **({"policy": self.view(prompts)} if sees else {}),
+            "prompts": prompts,
             "references": [["A cat sat on a mat.", "The cat is there."], *([text] for text in SINGLE_REFERENCES)],
             "completion_ids": [[*text.encode(), 2] for text in self.texts],
             "finish_reasons": ["eos", "eos", "length", "stop", "length", "eos"],
@@ -39,7 +65,7 @@ class ScorerContract:
     def score(self, rows: Sequence[int] | None = None, scorer: Any = None) -> list[float]:
         """The scores of some of the texts, in one batch, checked to be finite and as many."""
         rows = range(len(self.texts)) if rows is None else rows
-        columns = {key: [column[row] for row in rows] for key, column in self.columns().items()}
+        columns = select_rows(self.columns(), rows, len(self.texts))
         scorer = self.prepared() if scorer is None else scorer
         scores = call_scorer(scorer, [self.texts[row] for row in rows], **columns)
         assert len(scores) == len(rows)
@@ -84,6 +110,23 @@ class ScorerContract:
         parts = score_parts(scorer, self.texts, **self.columns())
         assert tuple(parts) == part_names(scorer)
         assert [sum(values) for values in zip(*parts.values(), strict=True)] == self.score(scorer=scorer)
+
+    def test_one_that_sees_the_policy_is_not_asked_without(self) -> None:
+        columns = self.columns()
+        if columns.pop("policy", None) is not None:
+            with pytest.raises(ScorerError, match="policy"):
+                call_scorer(self.prepared(), self.texts, **columns)
+
+    def test_one_that_sees_the_policy_sees_its_present_weights(self) -> None:
+        scorer, columns = self.prepared(), self.columns()
+        if "policy" not in columns:
+            return
+        before = self.score(scorer=scorer)
+        weight = next(weight for weight in self.policy.model.parameters() if weight.dim() > 1)
+        weight.data *= 1.5
+        assert self.score(scorer=scorer) != before
+        weight.data /= 1.5
+        assert self.score(scorer=scorer) == pytest.approx(before, abs=self.tolerance)
 
     def test_counters_are_numbers_that_json_takes(self) -> None:
         scorer = self.prepared()
