@@ -142,8 +142,8 @@ class OnPolicyTrainer(GradientTrainer):
         raise NotImplementedError
 
     def describe(self, batch: Batch, entropy: float) -> dict[str, float]:
-        """The metrics of a batch, before the update."""
-        return {**batch_metrics(batch), "entropy": entropy, "kl_coef": self.kl.value}
+        """The metrics of a batch, before the update; without responses that were given a beginning."""
+        return {**batch_metrics(batch.whole()), "entropy": entropy, "kl_coef": self.kl.value}
 
     def weight(self, batch: Batch, rows: Tensor) -> int:
         """The loss is a mean over tokens."""
