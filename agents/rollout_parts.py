@@ -1,15 +1,14 @@
 """Rollouts taken apart and put together.
 
-What lives here: `select`, some trajectories of a rollout, `join`, those of several, and `whole_responses`, with what
-they were given to begin with. What does not: how they are played (``rollout.py``), minibatches
-(``training/trainer.py``).
+What lives here: `select`, some trajectories of a rollout, `join`, those of several, and the tokens of
+whole responses, with what they were given to begin with. What does not: how they are played (``rollout.py``),
+minibatches (``training/trainer.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -27,8 +26,14 @@ def select(rollout: Rollout, rows: Sequence[int]) -> Rollout:
     masks, states, chosen = rollout.action_masks, rollout.states, rollout.chosen_prompts
     return Rollout(
         tokens=TokenBatch(*(grid[index] for grid in rollout.tokens)),
-        **{name: getattr(rollout, name)[index] for name in (*WIDE, *FLAT)},
-        **{name: [getattr(rollout, name)[row] for row in rows] for name in LISTS},
+        rewards=rollout.rewards[index],
+        sampled_log_probs=rollout.sampled_log_probs[index],
+        terminated=rollout.terminated[index],
+        truncated=rollout.truncated[index],
+        scores=rollout.scores[index],
+        prompts=[rollout.prompts[row] for row in rows],
+        texts=[rollout.texts[row] for row in rows],
+        finish_reasons=[rollout.finish_reasons[row] for row in rows],
         action_masks=masks and ActionMasks(masks.distinct, masks.number[index], masks.vocab_size),
         scored=None if rollout.scored is None else rollout.scored[index],
         states=None if states is None else torch.cat([states.split(rollout.lengths.tolist())[row] for row in rows]),
@@ -62,12 +67,17 @@ def join(rollouts: Sequence[Rollout]) -> Rollout:
     tokens = zip(*(rollout.tokens for rollout in rollouts), strict=True)
     return Rollout(
         tokens=TokenBatch(*(torch.cat([_wide(grid, width) for grid in grids]) for grids in tokens)),
-        **{name: columns(lambda r, name=name: _wide(getattr(r, name), width)) for name in WIDE},  # type: ignore[misc]
-        **{name: columns(attrgetter(name)) for name in FLAT},
-        **{name: lists(name) for name in LISTS},
+        rewards=columns(lambda r: _wide(r.rewards, width)),
+        sampled_log_probs=columns(lambda r: _wide(r.sampled_log_probs, width)),
+        terminated=columns(lambda r: r.terminated),
+        truncated=columns(lambda r: r.truncated),
+        scores=columns(lambda r: r.scores),
+        prompts=lists("prompts"),
+        texts=lists("texts"),
+        finish_reasons=lists("finish_reasons"),
         action_masks=_masks(rollouts, width),
         scored=columns(lambda r: ~r.truncated | r.terminated if r.scored is None else r.scored),
-        states=None if rollouts[0].states is None else columns(attrgetter("states")),
+        states=None if rollouts[0].states is None else torch.cat([r.states for r in rollouts if r.states is not None]),
         chosen_prompts=None if rollouts[0].chosen_prompts is None else lists("chosen_prompts"),
         failed_episodes=sum(rollout.failed_episodes for rollout in rollouts),
         reward_parts={
@@ -86,9 +96,10 @@ def whole_responses(rollout: Rollout) -> list[list[int]]:
     return [ids[a:b].tolist() for ids, a, b in zip(rollout.input_ids, starts.tolist(), ends.tolist(), strict=True)]
 
 
-WIDE = ("rewards", "sampled_log_probs")
-FLAT = ("terminated", "truncated", "scores")
-LISTS = ("prompts", "texts", "finish_reasons")
+def beginnings(rollout: Rollout) -> list[list[int]]:
+    """The tokens that each response was given to begin with."""
+    begun = [0] * len(rollout.texts) if rollout.begun is None else rollout.begun.tolist()
+    return [tokens[:count] for tokens, count in zip(whole_responses(rollout), begun, strict=True)]
 
 
 def _wide(grid: Tensor, width: int) -> Tensor:

@@ -32,6 +32,7 @@ from .policy import ActorConfig, ActorCritic, Reference
 from .response_tree import BranchEstimates, grow, play, tree_advantages
 from .rollout import Rollout
 from .rollout_metrics import surrogate_metrics
+from .rollout_parts import whole_responses
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.importance import weighed
@@ -66,6 +67,8 @@ class VinePPOConfig(OnPolicyConfig):
         if self.learn_from == "all" and (self.continuations < 2 or self.episodes % self.continuations):
             what = f"continuations={self.continuations} must be at least 2 and divide episodes={self.episodes}"
             raise ValueError(f'{what} with learn_from="all": so many responses to a prompt are compared')
+        if self.learn_from == "all" and self.reset_share:
+            raise ValueError(f'reset_share={self.reset_share} must be 0 with learn_from="all", which branches from 0')
 
 
 @dataclass
@@ -119,6 +122,7 @@ class VinePPO(OnPolicyTrainer):
             return grow(self, [prompt for prompt in drawn for _ in range(cfg.continuations)], *self._branching)
         if prompts is None:
             prompts = self.draw_prompts(cfg.episodes)
+            responses = self.draw_beginnings(prompts)
         return super().collect(prompts, responses=responses, greedy=greedy)
 
     @torch.no_grad()
@@ -165,11 +169,11 @@ class VinePPO(OnPolicyTrainer):
 
     def _states(self, rollout: Rollout, row: int) -> list[State]:
         """The branch points of a response: its prompt, and what is written already."""
-        written = rollout.input_ids[row, rollout.response_mask[row].bool()].tolist()
+        begun, written = 0 if rollout.begun is None else int(rollout.begun[row]), whole_responses(rollout)[row]
         prompt = row if rollout.chosen_prompts is None else rollout.chosen_prompts[row]
         # a prompt that is not a number may not be hashable; its row stands for it
         key = prompt if isinstance(prompt, int) else ("row", row)
-        return [State(key, tuple(written[:at])) for at in range(0, len(written), self.config.branch_every)]
+        return [State(key, tuple(written[:at])) for at in range(begun, len(written), self.config.branch_every)]
 
     def _values(self, rollout: Rollout) -> dict[State, float]:
         """V̂ of every branch point, each played on once however many responses pass through it."""

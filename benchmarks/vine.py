@@ -11,13 +11,12 @@ settings were chosen with seed 101, see README.md.
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,28 +36,40 @@ from textgen_env.vector_env import NOOP
 
 
 def all_told(completions: Sequence[str], *, prompts: Sequence[str], **_: Any) -> list[float]:
-    """1 for a description that tells every field of its record in the words of the record, else 0.
+    """1 for a description that tells every field of its record, else 0.
 
-    The embedded model names most fields in its first sentence, whatever the wording, and now and then leaves out those
-    that would need a second or third: what decides is whether it ends.
+    The embedded model puts the first four fields into its first sentence, however it words it, and in half of its
+    responses leaves out what would need a second or a third. What decides is whether it ends there.
     """
-    return [float(all(value in text for value in _told(prompt))) for prompt, text in zip(prompts, completions, strict=True)]
+    return [
+        float(all(_told(text, *field) for field in _fields(p))) for p, text in zip(prompts, completions, strict=True)
+    ]
 
 
-def _told(prompt: str) -> list[str]:
-    """The values of a record "name: Golden Anchor | type: pub | …"; "family: yes" is told by the word itself."""
-    pairs = (pair.partition(": ") for pair in prompt.partition("Record: ")[2].partition("\n")[0].split(" | "))
-    return ["famil" if name == "family" else value for name, _, value in pairs]
+def _fields(prompt: str) -> list[list[str]]:
+    """Of "Record: name: Golden Anchor | type: pub | …"."""
+    return [pair.split(": ") for pair in prompt.partition("Record: ")[2].partition("\n")[0].split(" | ")]
+
+
+def _told(text: str, name: str, value: str) -> bool:
+    text, value = text.lower(), value.lower()
+    known = value in text or OTHER_WORDS.get(value, value) in text
+    return NAMED[name] in text and (known or name == "family") if name in NAMED else known
+
+
+NAMED = {"price": "price", "rating": "rat", "family": "famil"}  # what is told in a sentence of its own
+OTHER_WORDS = {"cheap": "low", "expensive": "high"}
 
 
 TASKS = {
     "Describe, all told": "--env textgen/Describe-v0 --scorer benchmarks.vine:all_told",
     "Sentiment": "--env textgen/Sentiment-v0",
 }
+COMMON = "--warmup-updates 0 --lr-decay constant"  # a run ends by its tokens, and does not know its updates before
 TRAINERS: dict[str, tuple[Any, Any, str]] = {
     "PPO": (PPO, PPOSettings, ""),
-    "VinePPO": (VinePPO, VinePPOSettings, "--episodes 32 --num-envs 32 --continuations 4 --branch-every 12"),
-    "VinePPO, all": (VinePPO, VinePPOSettings, "--episodes 32 --num-envs 32 --branch-every 12 --learn-from all"),
+    "VinePPO": (VinePPO, VinePPOSettings, ""),
+    "VinePPO, all": (VinePPO, VinePPOSettings, "--learn-from all"),
 }
 
 
@@ -72,9 +83,9 @@ class VineSettings:
     """Names."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """One run each."""
-    tokens: int = 60_000
+    tokens: int = 6_000
     """Decoded per run."""
-    looks: int = 4
+    looks: int = 3
     """Evaluations on the way, evenly by tokens; the last is at the end."""
     prompts: int = 400
     """Held out."""
@@ -103,7 +114,7 @@ def measure(settings: VineSettings) -> Iterator[dict[str, Any]]:
     for task in settings.tasks:
         for seed in settings.seeds:
             for trainer in settings.trainers:
-                flags = " ".join(filter(None, (TASKS[task], TRAINERS[trainer][2], settings.flags)))
+                flags = " ".join(filter(None, (TASKS[task], COMMON, TRAINERS[trainer][2], settings.flags)))
                 flags += f" --seed {seed} --eval-prompts {settings.prompts}"
                 run = f"{trainer}: {flags} ({settings.tokens}{', constant' * settings.constant})"
                 if run not in known:

@@ -6,7 +6,7 @@ How they come about is the business of ``on_policy.py`` and of each algorithm.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -39,7 +39,7 @@ class Batch:
         if begun is None or not (begun == 0).any():
             return self
         rows = (begun == 0).nonzero().flatten()
-        grids = {name: None if (grid := getattr(self, name)) is None else grid[rows] for name in GRIDS}
+        grids: dict[str, Any] = {name: None if (grid := getattr(self, name)) is None else grid[rows] for name in GRIDS}
         return replace(self, rollout=select(self.rollout, rows.tolist()), micro_batches=[], **grids)
 
     @property

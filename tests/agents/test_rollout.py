@@ -207,7 +207,8 @@ def test_responses_that_are_begun_go_on(make_venv: MakeVenv, word_model: Path):
     texts = {0: "a b", 1: "c d e", 2: "f"}
     assert rollout.prompts == [texts[prompt] for prompt in prompts]
     log_probs, states = rollout.per_response(rollout.sampled_log_probs), rollout.states
-    assert states is not None and rollout.begun is not None
+    assert states is not None
+    assert rollout.begun is not None
     assert len(states) == rollout.response_mask.sum()
     for row, given in enumerate(begun):
         ids = [] if given is None else model.encode(given) if isinstance(given, str) else given

@@ -94,7 +94,10 @@ def trees(model: LanguageModel) -> Iterator[tuple[float, Rollout]]:
             begun = torch.tensor([0, 0] + [1] * len(branches))
             mask = rollout.response_mask.clone()
             mask[2:, len(PROMPT)] = 0
-            yield math.exp(sum(chosen)), replace(rollout, tokens=rollout.tokens._replace(response_mask=mask), begun=begun)
+            yield (
+                math.exp(sum(chosen)),
+                replace(rollout, tokens=rollout.tokens._replace(response_mask=mask), begun=begun),
+            )
 
 
 def test_branches_that_are_learned_from_leave_the_gradient_as_it_is(make_venv: MakeVenv, word_model: Path):
@@ -142,7 +145,8 @@ def test_a_tree_is_grown_as_asked_for(make_venv: MakeVenv, word_model: Path):
     trainer = make(make_venv, word_model, environment, continuations=3, branch_every=2, learn_from="all")
     rollout = trainer.collect()
     prompts, begun = rollout.chosen_prompts, rollout.begun
-    assert prompts is not None and begun is not None
+    assert prompts is not None
+    assert begun is not None
     whole = [tuple(tokens) for tokens in whole_responses(rollout)]
     assert begun[:12].eq(0).all()
     assert [prompts[i] for i in range(12)] == [prompts[i - i % 3] for i in range(12)]
