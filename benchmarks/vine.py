@@ -32,6 +32,7 @@ from textgen_env.agents.ppo import PPO, PPOSettings
 from textgen_env.agents.training.environments import make_environments
 from textgen_env.agents.training.evaluate import evaluate
 from textgen_env.agents.vine_ppo import VinePPO, VinePPOSettings
+from textgen_env.scorers.wrapper import Parts, Spec, Wrapper
 from textgen_env.vector_env import NOOP
 
 
@@ -61,7 +62,39 @@ NAMED = {"price": "price", "rating": "rat", "family": "famil"}  # what is told i
 OTHER_WORDS = {"cheap": "low", "expensive": "high"}
 
 
+class Ending(Wrapper):
+    """The score of a text's last words alone.
+
+    Args:
+        scorer: of what.
+        words: how many.
+    """
+
+    def __init__(self, scorer: Spec, words: int = 8) -> None:
+        super().__init__(scorer)
+        self.words = words
+
+    def parts(self, completions: Sequence[str], **columns: Any) -> Parts:
+        """The inner parts, of the endings."""
+        return super().parts([" ".join(text.split()[-self.words :]) for text in completions], **columns)
+
+
+ENDING = "benchmarks/Ending-v0"
+if ENDING not in gym.registry:  # as a program, this file is imported twice
+    sentiment = gym.spec("textgen/Sentiment-v0")
+    gym.register(
+        ENDING,
+        entry_point=sentiment.entry_point,
+        vector_entry_point=sentiment.vector_entry_point,
+        kwargs={
+            **sentiment.kwargs,
+            "scorer": {"name": "benchmarks.vine:Ending", "scorer": "sentiment"},
+            "min_new_tokens": 40,
+            "max_new_tokens": 40,
+        },
+    )
 TASKS = {
+    "Ending": "--env benchmarks.vine:benchmarks/Ending-v0",
     "Describe, all told": "--env textgen/Describe-v0 --scorer benchmarks.vine:all_told",
     "Sentiment": "--env textgen/Sentiment-v0",
 }
