@@ -66,11 +66,17 @@ def grow(trainer: OnPolicyTrainer, prompts: Sequence[int], count: int, every: in
 
 
 def play(trainer: OnPolicyTrainer, prompts: Sequence[Any], responses: Sequence[Sequence[int]] | None = None) -> Rollout:
-    """One response to each of some prompts, however many slots there are, with what it begins with."""
+    """One response to each of some prompts, with what it begins with; there may be fewer than slots.
+
+    Raises:
+        ValueError: one was cut from outside, without a score, and is not worth anything that is known.
+    """
     spare = [len(prompts) - 1] * max(0, trainer.venv.num_envs - len(prompts))  # every slot plays at least one
     rows = [*range(len(prompts)), *spare]
     begun = None if responses is None else [responses[row] for row in rows]
     rollout = OnPolicyTrainer.collect(trainer, [prompts[row] for row in rows], responses=begun)
+    if cut := int(rollout.bootstrapped.sum()):
+        raise ValueError(f"{cut} continuations were cut from outside, without a score; take the limit of steps away")
     return select(rollout, range(len(prompts))) if spare else rollout
 
 

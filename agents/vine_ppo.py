@@ -158,28 +158,32 @@ class VinePPO(OnPolicyTrainer):
         """From continuations that are played here; all tokens weigh alike."""
         of_states, every = self._values(rollout), self.config.branch_every
         advantages, values = torch.zeros_like(rewards), torch.zeros_like(rewards)
-        for row, columns in enumerate(rollout.response_mask.bool()):
+        for row, (columns, way) in enumerate(zip(rollout.response_mask.bool(), self._states(rollout), strict=True)):
             paid = rewards[row, columns]
-            here = torch.tensor([of_states[state] for state in self._states(rollout, row)]).to(paid)
+            here = torch.tensor([of_states[state] for state in way]).to(paid)
             later = torch.cat([here[1:], here.new_zeros(1)])
             gained = torch.stack([stretch.sum() for stretch in paid.split(every)]) + later - here
             stretch = torch.arange(len(paid)) // every
             advantages[row, columns], values[row, columns] = gained[stretch], here[stretch]
         return BranchEstimates(advantages, values, torch.ones_like(rewards), len(of_states))
 
-    def _states(self, rollout: Rollout, row: int) -> list[State]:
-        """The branch points of a response: its prompt, and what is written already."""
-        begun, written = 0 if rollout.begun is None else int(rollout.begun[row]), whole_responses(rollout)[row]
-        prompt = row if rollout.chosen_prompts is None else rollout.chosen_prompts[row]
-        # a prompt that is not a number may not be hashable; its row stands for it
-        key = prompt if isinstance(prompt, int) else ("row", row)
-        return [State(key, tuple(written[:at])) for at in range(begun, len(written), self.config.branch_every)]
+    def _states(self, rollout: Rollout) -> list[list[State]]:
+        """The branch points of each response: its prompt, and what is written already."""
+        count, found = len(rollout.texts), []
+        prompts = range(count) if rollout.chosen_prompts is None else rollout.chosen_prompts
+        begun = [0] * count if rollout.begun is None else rollout.begun.tolist()
+        for row, (prompt, start, written) in enumerate(zip(prompts, begun, whole_responses(rollout), strict=True)):
+            # a prompt that is not a number may not be hashable; its row stands for it
+            key = prompt if isinstance(prompt, int) else ("row", row)
+            places = range(start, len(written), self.config.branch_every)
+            found.append([State(key, tuple(written[:at])) for at in places])
+        return found
 
     def _values(self, rollout: Rollout) -> dict[State, float]:
         """V̂ of every branch point, each played on once however many responses pass through it."""
         if rollout.chosen_prompts is None:
             raise ValueError("rollout.chosen_prompts is None: what was played is played on; collect with prompts=")
-        places = {state: row for row in range(len(rollout.texts)) for state in self._states(rollout, row)}
+        places = {state: row for row, way in enumerate(self._states(rollout)) for state in way}
         states, count = list(places), self.config.continuations
         prompts = [rollout.chosen_prompts[places[state]] for state in states]
         means = play_on(self, prompts, [state.written for state in states], count).mean(dim=1)
@@ -223,8 +227,6 @@ def play_on(trainer: OnPolicyTrainer, prompts: Sequence[Any], responses: Sequenc
     """
     rows = [i for i in range(len(prompts)) for _ in range(count)]
     rollout = play(trainer, [prompts[i] for i in rows], [responses[i] for i in rows])
-    if cut := int(rollout.bootstrapped.sum()):
-        raise ValueError(f"{cut} continuations were cut from outside, without a score; take the limit of steps away")
     rewards = rollout.rewards
     if trainer.reference is not None:
         log_probs, ref = rollout.sampled_log_probs, trainer.reference_log_probs(rollout)

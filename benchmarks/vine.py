@@ -101,6 +101,7 @@ TASKS = {
 COMMON = "--warmup-updates 0 --lr-decay constant"  # a run ends by its tokens, and does not know its updates before
 TRAINERS: dict[str, tuple[Any, Any, str]] = {
     "PPO": (PPO, PPOSettings, ""),
+    "PPO, resets": (PPO, PPOSettings, "--reset-share 0.5"),
     "VinePPO": (VinePPO, VinePPOSettings, ""),
     "VinePPO, all": (VinePPO, VinePPOSettings, "--learn-from all"),
 }
