@@ -100,10 +100,14 @@ TASKS = {
 }
 COMMON = "--warmup-updates 0 --lr-decay constant"  # a run ends by its tokens, and does not know its updates before
 TRAINERS: dict[str, tuple[Any, Any, str]] = {
-    "PPO": (PPO, PPOSettings, ""),
-    "PPO, resets": (PPO, PPOSettings, "--reset-share 0.5"),
-    "VinePPO": (VinePPO, VinePPOSettings, ""),
-    "VinePPO, all": (VinePPO, VinePPOSettings, "--learn-from all"),
+    "PPO": (PPO, PPOSettings, "--episodes 32 --num-envs 32"),
+    "PPO, resets": (PPO, PPOSettings, "--episodes 32 --num-envs 32 --reset-share 0.5"),
+    "VinePPO": (VinePPO, VinePPOSettings, "--episodes 16 --num-envs 16 --continuations 2 --branch-every 12"),
+    "VinePPO, all": (
+        VinePPO,
+        VinePPOSettings,
+        "--episodes 16 --num-envs 16 --continuations 2 --branch-every 12 --learn-from all",
+    ),
 }
 
 
@@ -117,11 +121,11 @@ class VineSettings:
     """Names."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """One run each."""
-    tokens: int = 6_000
+    tokens: int = 3_000
     """Decoded per run."""
     looks: int = 3
     """Evaluations on the way, evenly by tokens; the last is at the end."""
-    prompts: int = 400
+    prompts: int = 100
     """Held out."""
     constant: bool = False
     """The control: train by a reward that is always the same."""

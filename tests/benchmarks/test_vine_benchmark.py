@@ -56,7 +56,7 @@ def test_it_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         tokens=100,
         looks=1,
         prompts=4,
-        flags="--episodes 4 --num-envs 4 --minibatch-size 4 --micro-batch-size 4",
+        flags="--episodes 4 --num-envs 4 --minibatch-size 4 --micro-batch-size 4",  # later flags count
         out=tmp_path / "vine.jsonl",
     )
     main(settings)
