@@ -100,8 +100,9 @@ TASKS = {
 }
 COMMON = "--warmup-updates 0 --lr-decay constant"  # a run ends by its tokens, and does not know its updates before
 TRAINERS: dict[str, tuple[Any, Any, str]] = {
-    "PPO": (PPO, PPOSettings, "--episodes 32 --num-envs 32"),
-    "PPO, resets": (PPO, PPOSettings, "--episodes 32 --num-envs 32 --reset-share 0.5"),
+    "PPO": (PPO, PPOSettings, "--episodes 16 --num-envs 16 --minibatch-size 16 --micro-batch-size 16"),
+    "PPO, 32 episodes": (PPO, PPOSettings, "--episodes 32 --num-envs 32"),
+    "PPO, 32 episodes, resets": (PPO, PPOSettings, "--episodes 32 --num-envs 32 --reset-share 0.5"),
     "VinePPO": (VinePPO, VinePPOSettings, "--episodes 16 --num-envs 16 --continuations 2 --branch-every 12"),
     "VinePPO, all": (
         VinePPO,
