@@ -31,6 +31,7 @@ from .losses import approx_kl, clipped_value_loss, ratio_error, reinforce_loss, 
 from .policy import ActorConfig, ActorCritic, PolicyConfig, Reference
 from .rollout import Rollout
 from .rollout_metrics import mean_return
+from .rollout_parts import beginnings
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.groups import GroupConfig, GroupTrainer
@@ -153,7 +154,10 @@ class Reinforce(GroupTrainer):
             raise ValueError('baseline="greedy" needs rollout.chosen_prompts; collect with prompts=')
         prompts = rollout.chosen_prompts[:: self.config.group_size]
         spare = max(0, self.venv.num_envs - len(prompts))  # every slot plays at least one
-        return self._rewards(self.collect([*prompts, *prompts[:1] * spare], greedy=True))[1].sum(dim=1)[: len(prompts)]
+        begun = None if rollout.begun is None else beginnings(rollout)[:: self.config.group_size]
+        responses = None if begun is None else [*begun, *begun[:1] * spare]
+        greedy = self.collect([*prompts, *prompts[:1] * spare], responses=responses, greedy=True)
+        return self._rewards(greedy)[1].sum(dim=1)[: len(prompts)]
 
     def loss(self, batch: Batch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """−E[Σ_t A·log π(a_t|s_t)] (+ c_v·L_value): the mean over some responses; and its diagnostics."""

@@ -48,6 +48,7 @@ class Rollout:
     chosen_prompts: list[Any] | None = None  # the B prompts that `collect` was given; None: the environment drew them
     failed_episodes: int = 0  # that were played again, since the environment's infrastructure failed
     reward_parts: dict[str, Tensor] = field(default_factory=dict)  # (B,) each: what a trajectory was paid, by part
+    begun: Tensor | None = None  # (B,) tokens that each response was given to begin with; None: none was
 
     @property
     def input_ids(self) -> Tensor:
@@ -61,12 +62,12 @@ class Rollout:
 
     @property
     def response_mask(self) -> Tensor:
-        """(B, T) int64, 1 on the tokens that the agent wrote."""
+        """(B, T) int64, 1 on the tokens that the agent wrote: not on those that a response was given to begin with."""
         return self.tokens.response_mask
 
     @property
     def lengths(self) -> Tensor:
-        """(B,) response tokens of each trajectory."""
+        """(B,) tokens of each trajectory that the agent wrote."""
         return self.tokens.response_lengths
 
     @property
@@ -131,8 +132,8 @@ def collect(
         sampling: how the next token is drawn; the environment's action masks apply as well.
         greedy: take the likeliest token instead.
         prompts: B prompts to play (anything ``reset(options={"prompt": …})`` takes); None lets the environment draw.
-        responses: what each of the ``prompts``' responses begins with, as text or token ids; None: with nothing. It is
-            part of the response, without a reward, sampled log-prob, state or mask.
+        responses: what each of the ``prompts``' responses begins with, as text or token ids; None: with nothing. The
+            agent did not choose it: like a prompt it is outside of the ``response_mask``, and nothing is told of it.
         with_states: also keep the hidden states, (N, d).
         lagging_mask: narrows what the environment allows further; costs a second decoding pass per step.
 
@@ -229,6 +230,7 @@ class _Recorder:
         width = venv.single_observation_space["input_ids"].shape[0]  # type: ignore[index]
         self.rewards, self.log_probs = np.zeros((episodes, width)), torch.zeros(episodes, width)
         self.masks = np.zeros((episodes, width), dtype=np.int64)  # numbers in the table
+        self.chosen = np.zeros((episodes, width), dtype=np.int64)  # 1 where the agent chose the token
         self.table = MaskTable(vocab_size)
         self.states: list[list[Tensor]] = [[] for _ in range(episodes)]
         self.final: list[dict[str, Any]] = [{} for _ in range(episodes)]
@@ -246,7 +248,7 @@ class _Recorder:
         states: Tensor | None,
     ) -> None:
         """One token of each of some episodes, in the column where it stands."""
-        self.rewards[episodes, columns] = rewards
+        self.rewards[episodes, columns], self.chosen[episodes, columns] = rewards, 1
         self.log_probs[episodes, columns] = log_probs.cpu()
         self.masks[episodes, columns] = 0 if allowed is None else self.table.number(allowed)
         for at, episode in enumerate(episodes if states is not None else ()):
@@ -276,7 +278,7 @@ class _Recorder:
         self.ends[:, episodes] = flags
 
     def _forget(self, episode: int) -> None:
-        self.rewards[episode], self.log_probs[episode], self.masks[episode] = 0.0, 0.0, 0
+        self.rewards[episode], self.log_probs[episode], self.masks[episode], self.chosen[episode] = 0.0, 0.0, 0, 0
         self.states[episode] = []
         for sums in self.parts.values():
             sums[episode] = 0.0
@@ -292,10 +294,12 @@ class _Recorder:
         final = self.final
         width = max(int(f["attention_mask"].sum()) for f in final)
         names = ("input_ids", "attention_mask", "response_mask")
-        grids = (np.stack([f[name][:width] for f in final]).astype(np.int64) for name in names)
+        ids, there, written = (np.stack([f[name][:width] for f in final]).astype(np.int64) for name in names)
+        chosen = self.chosen[:, :width]
+        begun = torch.from_numpy((written - chosen).sum(axis=1))
         states = [state for episode in self.states for state in episode]
         return Rollout(
-            tokens=TokenBatch(*map(torch.from_numpy, grids)),
+            tokens=TokenBatch(*map(torch.from_numpy, (ids, there, chosen))),
             rewards=torch.from_numpy(self.rewards[:, :width]).float(),
             sampled_log_probs=self.log_probs[:, :width].clone(),
             terminated=torch.from_numpy(self.ends[0]),
@@ -310,6 +314,7 @@ class _Recorder:
             chosen_prompts=None if chosen_prompts is None else list(chosen_prompts),
             failed_episodes=self.failed_episodes,
             reward_parts={name: torch.from_numpy(sums).float() for name, sums in self.parts.items()},
+            begun=begun if begun.any() else None,
         )
 
 
@@ -318,13 +323,7 @@ def _told(info: Mapping[str, Any], name: str, slot: int) -> Any:
     return info[name][slot] if name in info and info[f"_{name}"][slot] else None
 
 
-def _check(
-    venv: Any,
-    language_model: LanguageModel,
-    episodes: int,
-    prompts: Sequence[Any] | None,
-    responses: Sequence[Any] | None,
-) -> None:
+def _check(venv: Any, language_model: LanguageModel, episodes: int, prompts: Any, responses: Any) -> None:
     if "input_ids" not in getattr(venv.single_observation_space, "spaces", ()):
         raise ValueError(f"venv={venv} observes {venv.single_observation_space}; a language model reads tokens")
     tokens = language_model.vocab_size

@@ -20,7 +20,6 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from textgen_env.episode import Prompt
 from textgen_env.lm.language_model import LanguageModel
 from textgen_env.lm.sampling import SamplingParams
 from textgen_env.notices import warn_user
@@ -32,7 +31,7 @@ from .training.extra import OmitArgPrefixes
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
 from .training.setting_checks import FLAG, MASS, TEXT, check, optional
-from .training.supervised import Example, SupervisedTrainer, TextBatch
+from .training.supervised import Example, SupervisedTrainer, TextBatch, behind
 from .training.trainer import OptimConfig
 
 if TYPE_CHECKING:
@@ -113,17 +112,12 @@ def examples(venv: VectorEnv, language_model: LanguageModel, separator: str = " 
             raise ValueError(f'prompts[{number}]={prompt.text!r} has neither "references" nor a "completion" to learn')
         prompt_ids = env.engine.starts.read(prompt)[0]
         for text in texts:
-            ids = language_model.encode_as_is(_behind(prompt, text, separator)) + [language_model.end_token_id]
+            ids = language_model.encode_as_is(behind(prompt, text, separator)) + [language_model.end_token_id]
             found.append(Example(prompt.text, text, prompt_ids, ids))
     if too_long := sum(len(e.response_ids) > env.max_new_tokens for e in found):
         limit = f"max_new_tokens={env.max_new_tokens}"
         warn_user(f"{too_long} of {len(found)} responses are longer than {limit}, and cut there")
     return [e._replace(response_ids=e.response_ids[: env.max_new_tokens]) for e in found]
-
-
-def _behind(prompt: Prompt, text: str, separator: str) -> str:
-    apart = prompt.messages is not None or prompt.text[-1:].isspace() or text[:1].isspace()
-    return text if apart else separator + text
 
 
 def recorded_examples(recorded: RecordedEpisodes, share: float = 1.0, *, per_prompt: bool = False) -> list[Example]:

@@ -2,11 +2,12 @@
 
 What lives here: branch points, their values, advantages and loss, settings, and the command
 (``python -m textgen_env.agents.vine_ppo``). What does not: the loop (``training/on_policy.py``), playing on from a
-prefix (`collect` with ``responses``), the loss itself (``losses.py``), the run (``training/run.py``).
+prefix (`collect` with ``responses``), responses that branch and are all learned from (``response_tree.py``), the loss
+itself (``losses.py``), the run (``training/run.py``).
 
 An environment of text can begin anywhere: a response's first t tokens are a state, and k responses that go on from
 there say what it is worth, without bias, which no critic does. They cost k decodes each, where a critic costs none;
-they pay where values are hard to learn and what decides comes late.
+they pay where values are hard to learn and what decides comes late. ``learn_from="all"`` throws none of them away.
 
 References:
     Kazemnejad et al., "VinePPO: refining credit assignment in RL training of LLMs" (2025).
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -28,15 +29,17 @@ from textgen_env.kl import k1
 from . import losses
 from .advantages import masked_whiten
 from .policy import ActorConfig, ActorCritic, Reference
+from .response_tree import BranchEstimates, grow, play, tree_advantages
 from .rollout import Rollout
 from .rollout_metrics import surrogate_metrics
+from .rollout_parts import whole_responses
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.importance import weighed
 from .training.on_policy import Batch, OnPolicyConfig, OnPolicyTrainer
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
-from .training.setting_checks import COUNT, FLAG, POSITIVE, check
+from .training.setting_checks import COUNT, FLAG, POSITIVE, check, choice
 
 
 @dataclass
@@ -47,6 +50,9 @@ class VinePPOConfig(OnPolicyConfig):
     """Responses that are played on from each branch point."""
     branch_every: int = 4
     """Tokens between two branch points; the first is before the first token."""
+    learn_from: Literal["responses", "all"] = "responses"
+    """The continuations serve the values of the responses alone, as published; or they are learned from as well and
+    branch in turn, so that `continuations` responses part at each branch point."""
     epochs: int = 2
     """Passes over the trajectories of an update."""
     clip: float = 0.2
@@ -57,7 +63,12 @@ class VinePPOConfig(OnPolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = dict.fromkeys(("continuations", "branch_every", "epochs"), COUNT)
-        check(self, {**counts, "clip": POSITIVE, "whiten": FLAG})
+        check(self, {**counts, "learn_from": choice("responses", "all"), "clip": POSITIVE, "whiten": FLAG})
+        if self.learn_from == "all" and (self.continuations < 2 or self.episodes % self.continuations):
+            what = f"continuations={self.continuations} must be at least 2 and divide episodes={self.episodes}"
+            raise ValueError(f'{what} with learn_from="all": so many responses to a prompt are compared')
+        if self.learn_from == "all" and self.reset_share:
+            raise ValueError(f'reset_share={self.reset_share} must be 0 with learn_from="all", which branches from 0')
 
 
 @dataclass
@@ -105,8 +116,13 @@ class VinePPO(OnPolicyTrainer):
         greedy: bool = False,
     ) -> Rollout:
         """Play ``episodes`` responses to prompts that are drawn, since each is played again; or see the base."""
+        cfg = self.config
+        if prompts is None and cfg.learn_from == "all":
+            drawn = self.draw_prompts(cfg.episodes // cfg.continuations)
+            return grow(self, [prompt for prompt in drawn for _ in range(cfg.continuations)], *self._branching)
         if prompts is None:
-            prompts = self.draw_prompts(self.config.episodes)
+            prompts = self.draw_prompts(cfg.episodes)
+            responses = self.draw_beginnings(prompts)
         return super().collect(prompts, responses=responses, greedy=greedy)
 
     @torch.no_grad()
@@ -117,40 +133,57 @@ class VinePPO(OnPolicyTrainer):
         end of the response is worth 0. V̂(s_i) knows nothing of the tokens that follow s_i, and V̂(s_{i+1}) is unbiased:
         the expected gradient of the first step is that of the objective.
         """
-        scores = self.score(rollout)
+        cfg, mask, scores = self.config, rollout.response_mask, self.score(rollout)
         rewards = rollout.rewards
         if scores.ref_log_probs is not None:
             rewards = rewards - self.kl.value * k1(scores.log_probs, scores.ref_log_probs)
+        if cfg.learn_from == "all":
+            estimated = tree_advantages(rollout, rewards, *self._branching)
+        else:
+            estimated = self._vine(rollout, rewards)
+        advantages, values, weights, branch_points = estimated
+        returns = torch.where(mask.bool(), rewards.flip(1).cumsum(1).flip(1), 0.0)
+        batch = Batch(rollout, *scores[:2], values, scores.ref_log_probs, rewards, advantages, returns)
+        batch.metrics = {**self.describe(batch, scores.entropy), "branch_points": float(branch_points)}
+        if cfg.whiten:
+            batch.advantages = masked_whiten(batch.advantages, mask)
+        batch.advantages = batch.advantages * weights
+        return weighed(batch, cfg)
+
+    @property
+    def _branching(self) -> tuple[int, int]:
+        return self.config.continuations, self.config.branch_every
+
+    def _vine(self, rollout: Rollout, rewards: Tensor) -> BranchEstimates:
+        """From continuations that are played here; all tokens weigh alike."""
         of_states, every = self._values(rollout), self.config.branch_every
-        advantages, values, returns = (torch.zeros_like(rewards) for _ in range(3))
-        for row, columns in enumerate(rollout.response_mask.bool()):
+        advantages, values = torch.zeros_like(rewards), torch.zeros_like(rewards)
+        for row, (columns, way) in enumerate(zip(rollout.response_mask.bool(), self._states(rollout), strict=True)):
             paid = rewards[row, columns]
-            here = torch.tensor([of_states[state] for state in self._states(rollout, row)]).to(paid)
+            here = torch.tensor([of_states[state] for state in way]).to(paid)
             later = torch.cat([here[1:], here.new_zeros(1)])
             gained = torch.stack([stretch.sum() for stretch in paid.split(every)]) + later - here
             stretch = torch.arange(len(paid)) // every
             advantages[row, columns], values[row, columns] = gained[stretch], here[stretch]
-            returns[row, columns] = paid.flip(0).cumsum(0).flip(0)
-        batch = Batch(rollout, *scores[:2], values, scores.ref_log_probs, rewards, advantages, returns)
-        batch.metrics = {**self.describe(batch, scores.entropy), "branch_points": float(len(of_states))}
-        if self.config.whiten:
-            batch.advantages = masked_whiten(batch.advantages, rollout.response_mask)
-        return weighed(batch, self.config)
+        return BranchEstimates(advantages, values, torch.ones_like(rewards), len(of_states))
 
-    def _states(self, rollout: Rollout, row: int) -> list[State]:
-        """The branch points of a response: its prompt, and what is written already."""
-        columns = rollout.response_mask[row].bool()
-        written = rollout.input_ids[row, columns].tolist()
-        prompt = row if rollout.chosen_prompts is None else rollout.chosen_prompts[row]
-        # a prompt that is not a number may not be hashable; its row stands for it
-        key = prompt if isinstance(prompt, int) else ("row", row)
-        return [State(key, tuple(written[:at])) for at in range(0, len(written), self.config.branch_every)]
+    def _states(self, rollout: Rollout) -> list[list[State]]:
+        """The branch points of each response: its prompt, and what is written already."""
+        count, found = len(rollout.texts), []
+        prompts = range(count) if rollout.chosen_prompts is None else rollout.chosen_prompts
+        begun = [0] * count if rollout.begun is None else rollout.begun.tolist()
+        for row, (prompt, start, written) in enumerate(zip(prompts, begun, whole_responses(rollout), strict=True)):
+            # a prompt that is not a number may not be hashable; its row stands for it
+            key = prompt if isinstance(prompt, int) else ("row", row)
+            places = range(start, len(written), self.config.branch_every)
+            found.append([State(key, tuple(written[:at])) for at in places])
+        return found
 
     def _values(self, rollout: Rollout) -> dict[State, float]:
         """V̂ of every branch point, each played on once however many responses pass through it."""
         if rollout.chosen_prompts is None:
             raise ValueError("rollout.chosen_prompts is None: what was played is played on; collect with prompts=")
-        places = {state: row for row in range(len(rollout.texts)) for state in self._states(rollout, row)}
+        places = {state: row for row, way in enumerate(self._states(rollout)) for state in way}
         states, count = list(places), self.config.continuations
         prompts = [rollout.chosen_prompts[places[state]] for state in states]
         means = play_on(self, prompts, [state.written for state in states], count).mean(dim=1)
@@ -193,18 +226,12 @@ def play_on(trainer: OnPolicyTrainer, prompts: Sequence[Any], responses: Sequenc
         ValueError: a response was cut from outside, without a score, and is not worth anything that is known.
     """
     rows = [i for i in range(len(prompts)) for _ in range(count)]
-    spare = [rows[0]] * max(0, trainer.venv.num_envs - len(rows))  # every slot plays at least one
-    played = [*rows, *spare]
-    rollout = trainer.collect([prompts[i] for i in played], responses=[responses[i] for i in played])
-    if cut := int(rollout.bootstrapped.sum()):
-        raise ValueError(f"{cut} continuations were cut from outside, without a score; take the limit of steps away")
-    rewards, mask = rollout.rewards, rollout.response_mask
+    rollout = play(trainer, [prompts[i] for i in rows], [responses[i] for i in rows])
+    rewards = rollout.rewards
     if trainer.reference is not None:
         log_probs, ref = rollout.sampled_log_probs, trainer.reference_log_probs(rollout)
         rewards = rewards - trainer.kl.value * k1(log_probs, ref)
-    begun = torch.tensor([len(responses[i]) for i in played], device=mask.device)
-    later = mask.bool() & (mask.cumsum(dim=1) > begun[:, None])
-    return torch.where(later, rewards, 0.0).double().sum(dim=1)[: len(rows)].view(-1, count)
+    return torch.where(rollout.response_mask.bool(), rewards, 0.0).double().sum(dim=1).view(-1, count)
 
 
 def make_run(arguments: Sequence[str] | None = None) -> Run:

@@ -5,12 +5,13 @@ How they come about is the business of ``on_policy.py`` and of each algorithm.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..rollout import Rollout
+from ..rollout_parts import select
 
 
 @dataclass
@@ -32,10 +33,22 @@ class Batch:
         """(b, t) weights of some trajectories, if there are any."""
         return None if self.importance is None else self.rollout.cut(rows, self.importance)[0]
 
+    def whole(self) -> Batch:
+        """Only the responses that the agent wrote from the start, unless all were given a beginning."""
+        begun = self.rollout.begun
+        if begun is None or not (begun == 0).any():
+            return self
+        rows = (begun == 0).nonzero().flatten()
+        grids: dict[str, Any] = {name: None if (grid := getattr(self, name)) is None else grid[rows] for name in GRIDS}
+        return replace(self, rollout=select(self.rollout, rows.tolist()), micro_batches=[], **grids)
+
     @property
     def packs(self) -> list[Tensor]:
         """The former name of ``micro_batches``."""
         return self.micro_batches
+
+
+GRIDS = ("old_log_probs", "values", "ref_log_probs", "rewards", "advantages", "returns", "importance")
 
 
 class Scores(NamedTuple):

@@ -39,8 +39,14 @@ class GroupTrainer(OnPolicyTrainer):
         responses: Sequence[Sequence[int]] | None = None,
         greedy: bool = False,
     ) -> Rollout:
-        """Play ``group_size`` responses to each of the prompts that are drawn, side by side; or to ``prompts``."""
+        """Play ``group_size`` responses to each of the prompts that are drawn, side by side; or to ``prompts``.
+
+        Those of a group begin with the same, where ``reset_share`` lets them begin with anything.
+        """
         if prompts is None:
             groups = self.config.episodes // self.config.group_size
-            prompts = [drawn for drawn in self.draw_prompts(groups) for _ in range(self.config.group_size)]
+            drawn, members = self.draw_prompts(groups), range(self.config.group_size)
+            prompts = [prompt for prompt in drawn for _ in members]
+            if (begun := self.draw_beginnings(drawn)) is not None:
+                responses = [tokens for tokens in begun for _ in members]
         return super().collect(prompts, responses=responses, greedy=greedy)

@@ -30,13 +30,13 @@ from ..rollout_metrics import batch_metrics
 from .batch import Batch as Batch
 from .batch import Scores as Scores
 from .extra import arg
-from .importance import ImportanceConfig
+from .resets import ResetConfig, Resets
 from .setting_checks import COUNT, COUNT_OR_ZERO, MASS, NOT_NEGATIVE, POSITIVE, check, choice, optional
 from .trainer import GradientTrainer, bucket_by_length, join, minibatches
 
 
 @dataclass
-class OnPolicyConfig(ImportanceConfig):
+class OnPolicyConfig(ResetConfig):
     """Settings that every on-policy algorithm has."""
 
     episodes: int = 128
@@ -126,6 +126,9 @@ class OnPolicyTrainer(GradientTrainer):
         if config.adaptive_kl_target is not None:
             self.kl = AdaptiveKLCoefficient(config.kl_coef, config.adaptive_kl_target, config.kl_horizon)
         self.reference = (reference or reference_of(venv, policy)) if config.kl_coef > 0 else None
+        self.resets: Resets | None = None
+        if config.reset_share > 0:
+            self.resets = Resets(venv, policy.language_model, config, self.sampling)
         self.lagging_mask: LaggingMask | None = None
         if config.mask_top_p < 1:
             self.lagging_mask = LaggingMask(policy.language_model, self.env.temperature, config.mask_top_p)
@@ -142,8 +145,8 @@ class OnPolicyTrainer(GradientTrainer):
         raise NotImplementedError
 
     def describe(self, batch: Batch, entropy: float) -> dict[str, float]:
-        """The metrics of a batch, before the update."""
-        return {**batch_metrics(batch), "entropy": entropy, "kl_coef": self.kl.value}
+        """The metrics of a batch, before the update; without responses that were given a beginning."""
+        return {**batch_metrics(batch.whole()), "entropy": entropy, "kl_coef": self.kl.value}
 
     def weight(self, batch: Batch, rows: Tensor) -> int:
         """The loss is a mean over tokens."""
@@ -173,6 +176,9 @@ class OnPolicyTrainer(GradientTrainer):
         if self.env.never_reset:
             with self.env.played_by(self.policy.language_model):
                 self.venv.reset(seed=self.seed)
+        if prompts is None and self.resets is not None:
+            prompts = self.draw_prompts(self.config.episodes)
+            responses = self.draw_beginnings(prompts)
         head = self.policy.value_head is not None and self.policy.critic is None
         rollout = collect(
             self.venv,
@@ -192,6 +198,10 @@ class OnPolicyTrainer(GradientTrainer):
     def draw_prompts(self, count: int) -> list[int]:
         """Numbers of prompts of the environment, for those who play each more than once."""
         return torch.randint(len(self.env.prompts), (count,), generator=self.shuffler).tolist()
+
+    def draw_beginnings(self, prompts: Sequence[int]) -> list[list[int]] | None:
+        """What the responses to some prompts are to begin with (``reset_share``); None: all with nothing."""
+        return None if self.resets is None else self.resets.draw(prompts, self.shuffler, self.sampler)
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Scores:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from textgen_env.episode import Prompt
 from textgen_env.lm.sampling import PLAIN, SamplingParams
 from textgen_env.lm.token_batch import TokenBatch
 
@@ -33,6 +34,12 @@ class Example(NamedTuple):
     prompt_ids: list[int]
     response_ids: list[int]
     learned: list[int] | None = None  # 1 for each of response_ids that is, 0 for what an environment replied; None: all
+
+
+def behind(prompt: Prompt, text: str, separator: str = " ") -> str:
+    """A text as it stands behind a prompt: apart from it, unless one of the two sees to that."""
+    apart = prompt.messages is not None or prompt.text[-1:].isspace() or text[:1].isspace()
+    return text if apart else separator + text
 
 
 @dataclass

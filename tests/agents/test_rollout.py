@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,19 +199,31 @@ def test_errors_name_the_argument(make_venv: MakeVenv, word_model: Path):
 
 
 def test_responses_that_are_begun_go_on(make_venv: MakeVenv, word_model: Path):
-    """On slots that are filled again, each with its own beginning; what was given has neither log-prob nor reward."""
+    """On slots that are filled again, each with its own beginning; what was given is no choice of the agent's."""
     model, begun = LanguageModel(word_model), [[3, 4], None, "c d e", [5], None, [6, 7, 8], [9], [10, 11]]
     prompts, generator = [0, 1, 2, 0, 1, 2, 0, 1], torch.Generator().manual_seed(0)
-    rollout = collect(make_venv(), model, 8, generator=generator, prompts=prompts, responses=begun)
+    play = partial(collect, make_venv(), model, 8, generator=generator, prompts=prompts, with_states=True)
+    rollout = play(responses=begun)
     texts = {0: "a b", 1: "c d e", 2: "f"}
     assert rollout.prompts == [texts[prompt] for prompt in prompts]
-    tokens, log_probs = (rollout.per_response(grid) for grid in (rollout.input_ids, rollout.sampled_log_probs))
+    log_probs, states = rollout.per_response(rollout.sampled_log_probs), rollout.states
+    assert states is not None
+    assert rollout.begun is not None
+    assert len(states) == rollout.response_mask.sum()
     for row, given in enumerate(begun):
         ids = [] if given is None else model.encode(given) if isinstance(given, str) else given
-        assert tokens[row][: len(ids)].tolist() == ids
-        assert log_probs[row][: len(ids)].eq(0).all()
-        assert log_probs[row][len(ids) :].lt(0).all()
-        assert len(ids) < len(tokens[row]) <= 6
+        before = len(model.encode(rollout.prompts[row]))
+        whole = rollout.input_ids[row, before : int(rollout.attention_mask[row].sum())].tolist()
+        assert whole[: len(ids)] == ids
+        assert model.decode(whole).split() == rollout.texts[row].split()
+        assert int(rollout.begun[row]) == len(ids)
+        own = rollout.response_mask[row, before:]
+        assert own[: len(whole)].tolist() == [0] * len(ids) + [1] * (len(whole) - len(ids))
+        assert int(rollout.lengths[row]) == len(whole) - len(ids) > 0
+        assert log_probs[row].lt(0).all()
+        assert rollout.sampled_log_probs[row, : before + len(ids)].eq(0).all()
+        assert len(whole) <= 6
+    assert play().begun is None
     with pytest.raises(ValueError, match="responses has 1 entries; it needs one for each of the 8"):
         collect(make_venv(), model, 8, generator=generator, prompts=prompts, responses=[None])
     with pytest.raises(ValueError, match="responses needs prompts beside it"):

@@ -55,6 +55,8 @@ ON_POLICY: dict[str, list[Any]] = {
     "old_log_probs": OTHER,
     **dict.fromkeys(("importance_weights", "importance_beyond"), OTHER),
     "importance_cap": POSITIVE,
+    "reset_share": SHARE,
+    "reset_from": OTHER,
 }
 
 FOLDER: dict[str, Any] = {
@@ -151,6 +153,7 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
         {
             **ON_POLICY,
             **dict.fromkeys(("continuations", "branch_every", "epochs"), COUNT),
+            "learn_from": OTHER,
             "clip": POSITIVE,
             "whiten": ["yes", 1, None],
         },
