@@ -83,6 +83,15 @@ def length_adaptive_lam(response_mask: Tensor, alpha: float) -> Tensor:
     return (1 - 1 / (alpha * response_mask.sum(dim=1).clamp(min=1))).clamp(min=0.0)
 
 
+def of_next_token(x: Tensor, response_mask: Tensor) -> Tensor:
+    """At each response token, what (B, T) ``x`` is at the next one of its row; 0 at the last, and off the responses."""
+    mask, following, columns = response_mask.bool(), torch.zeros_like(x[:, 0]), []
+    for t in reversed(range(x.shape[1])):
+        columns.append(torch.where(mask[:, t], following, 0.0))
+        following = torch.where(mask[:, t], x[:, t], following)
+    return torch.stack(columns[::-1], dim=1)
+
+
 def self_critical(scores: Tensor, greedy_scores: Tensor, response_mask: Tensor) -> Tensor:
     """Self-critical sequence training (Rennie et al. 2017, eq. 7): A_t = r(sampled) − r(greedy) at every token.
 
@@ -171,8 +180,13 @@ def masked_whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
     The variance is the biased one, so that a single entry is defined: it becomes 0.
     """
+    return torch.where(mask.bool(), x - masked_mean(x, mask), 0.0) * whitening_scale(x, mask, eps)
+
+
+def whitening_scale(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """1/√(variance + ε) over the masked entries: by what `masked_whiten` multiplies."""
     centred = torch.where(mask.bool(), x - masked_mean(x, mask), 0.0)
-    return centred * torch.rsqrt(masked_mean(centred.square(), mask) + eps)
+    return torch.rsqrt(masked_mean(centred.square(), mask) + eps)
 
 
 def _same_shape(response_mask: Tensor, **tensors: Tensor) -> None:

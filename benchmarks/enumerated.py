@@ -160,13 +160,13 @@ class EnumeratedTask:
     @cached_property
     def kls(self) -> dict[tuple[int, ...], Tensor]:
         """Σ_a π(a|s)·log π(a|s)/π_ref(a|s) of each state, with gradient."""
-        found = {}
-        for state in STATES:
-            log_p = self._distribution(self.policy, state)
-            log_q = self.whole._distribution(self.reference, state).detach()
-            kept = log_p > -math.inf
-            found[state] = (log_p.exp() * (log_p - log_q))[kept].sum()
-        return found
+        return {state: self._kl(self.policy, state) for state in STATES}
+
+    def _kl(self, language_model: LanguageModel, state: Sequence[int]) -> Tensor:
+        log_p = self._distribution(language_model, state)
+        log_q = self.whole._distribution(self.reference, state).detach()
+        kept = log_p > -math.inf
+        return (log_p[kept].exp() * (log_p - log_q)[kept]).sum()
 
     def returns(self, response: tuple[int, ...], log_probs: Tensor) -> Tensor:
         """Score − β·Σ log π/π_ref of a whole response, with gradient through the KL."""
@@ -190,8 +190,11 @@ class EnumeratedTask:
             total = total + visits * self.kls[state]
         return self.flat(-self.kl_coef * total)
 
-    def values(self) -> dict[tuple[int, ...], float]:
-        """V of each state: what the behaviour policy is still paid, the KL of the tokens that are written counted."""
+    def values(self, *, later_kl: bool = False) -> dict[tuple[int, ...], float]:
+        """V of each state: what the behaviour policy is still paid, the KL of the tokens that are written counted.
+
+        ``later_kl``: only that of later states is, as with ``kl_in="both"``.
+        """
         found = {}
         for state in STATES:
             weights, outcomes = [], []
@@ -202,6 +205,8 @@ class EnumeratedTask:
                     weights.append(probability)
                     outcomes.append(score - self.kl_coef * float(k1[len(state) :].sum()))
             found[state] = sum(w * x for w, x in zip(weights, outcomes, strict=True)) / sum(weights) if weights else 0.0
+            if later_kl:
+                found[state] += self.kl_coef * float(self._kl(self.behaviour, state).detach())
         return found
 
     def flat(self, scalar: Tensor) -> Tensor:

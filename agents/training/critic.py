@@ -19,12 +19,11 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from textgen_env.kl import k1
-
 from ..advantages import decoupled_gae, length_adaptive_lam
 from ..policy import ActorCritic, Reference
 from ..rollout import Rollout
 from ..rollout_metrics import mean_return
+from .kl_in import KLIn, charged_kl
 from .on_policy import Batch, OnPolicyConfig, OnPolicyTrainer
 from .optim import lr_factor
 from .setting_checks import COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, check, optional
@@ -107,23 +106,21 @@ class CriticTrainer(OnPolicyTrainer):
             return lam, 1.0
         return lam, lam if cfg.value_lam is None else cfg.value_lam
 
-    def estimate(self, rollout: Rollout, *, kl_in_reward: bool = True) -> tuple[Batch, float]:
+    def estimate(self, rollout: Rollout, *, kl_in: KLIn = "reward") -> tuple[Batch, float]:
         """Score a rollout; rewards with the KL to the reference, advantages, returns. And the entropy.
 
         Args:
             rollout: B trajectories.
-            kl_in_reward: −β·k1 is paid at each token.
+            kl_in: what of the KL is paid as a reward; values are of the rewards as they are paid then.
         """
         cfg, mask, head = self.config, rollout.response_mask, self.policy.value_head
         assert head is not None
         head.start_at(mean_return(rollout, cfg.gamma))
-        micro_batches, old_log_probs, values, ref, entropy = self.score(rollout)
-        assert values is not None
-        rewards = rollout.rewards
-        if ref is not None and kl_in_reward:
-            rewards = rewards - self.kl.value * k1(old_log_probs, ref)
-        estimated = decoupled_gae(rewards, values, mask, cfg.gamma, *self.lams(mask), self._bootstrap(rollout))
-        return Batch(rollout, micro_batches, old_log_probs, values, ref, rewards, *estimated), entropy
+        scores = self.score(rollout)
+        assert scores.values is not None
+        rewards = rollout.rewards - self.kl.value * charged_kl(scores, mask, kl_in, cfg.gamma)
+        estimated = decoupled_gae(rewards, scores.values, mask, cfg.gamma, *self.lams(mask), self._bootstrap(rollout))
+        return Batch(rollout, *scores[:4], rewards, *estimated), scores.entropy
 
     def _bootstrap(self, rollout: Rollout) -> Tensor:
         """(B,) V of the last state where a trajectory was cut without its score, 0 elsewhere.

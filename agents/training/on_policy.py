@@ -135,6 +135,11 @@ class OnPolicyTrainer(GradientTrainer):
         """β of the objective, as it is now."""
         return self.kl.value
 
+    @property
+    def exact_kl(self) -> bool:
+        """Whether the KL is summed over the vocabulary where responses are scored and learned from."""
+        return self.reference is not None and getattr(self.config, "kl_in", "reward") == "both"
+
     # --- what an algorithm fills in -----------------------------------------------------------------------------------
 
     def advantages(self, rollout: Rollout) -> Batch:
@@ -199,22 +204,22 @@ class OnPolicyTrainer(GradientTrainer):
         "scored": by a teacher-forced pass over the very micro-batches that the update runs, so that the first ratios
         are exactly 1. "sampled": as decoding has seen them, which saves that pass; the two round differently.
         """
-        tokens, ref = rollout.tokens, None
+        tokens = rollout.tokens
         micro_batches = bucket_by_length(tokens, self.config.micro_batch_size, self.shuffler)
         if self.config.old_log_probs == "sampled":
             old = self._as_sampled(rollout, micro_batches)
         else:
-            parts = [self.evaluate(rollout, rows, with_entropy=True) for rows in micro_batches]
-            log_probs, values, entropies = zip(*parts, strict=True)
-            old = TokenEvaluation(
-                join(tokens, micro_batches, log_probs),
-                None if values[0] is None else join(tokens, micro_batches, values),
-                join(tokens, micro_batches, entropies),
-            )
-        if self.reference is not None:
+            parts = [self.evaluate(rollout, rows, with_entropy=True, with_kl=self.exact_kl) for rows in micro_batches]
+            columns = zip(*parts, strict=True)
+            log_probs, *others = (None if x[0] is None else join(tokens, micro_batches, x) for x in columns)
+            assert log_probs is not None
+            old = TokenEvaluation(log_probs, *others)
+        ref = old.ref_log_probs
+        if ref is None and self.reference is not None:
             ref = self.reference_log_probs(rollout, micro_batches)
         entropy = -old.log_probs if old.entropy is None else old.entropy  # its one-sample estimate
-        return Scores(micro_batches, old.log_probs, old.values, ref, float(masked_mean(entropy, tokens.response_mask)))
+        mean_entropy = float(masked_mean(entropy, tokens.response_mask))
+        return Scores(micro_batches, old.log_probs, old.values, ref, mean_entropy, old.kl)
 
     def reference_log_probs(self, rollout: Rollout, micro_batches: Sequence[Tensor] | None = None) -> Tensor:
         """(B, T) log π_ref of every token; ``micro_batches`` are rows, None cuts them here."""
@@ -236,10 +241,13 @@ class OnPolicyTrainer(GradientTrainer):
             values = unpack(head(rollout.states), rollout.response_mask)
         return TokenEvaluation(rollout.sampled_log_probs, values, None)
 
-    def evaluate(self, rollout: Rollout, rows: Tensor, *, with_entropy: bool = False) -> TokenEvaluation:
-        """The pass that is trained: of the policy, as the tokens were sampled."""
-        evaluated = self.policy(rollout.rows(rows), self.sampling, mask=rollout.masks(rows), with_entropy=with_entropy)
-        return cast(TokenEvaluation, evaluated)
+    def evaluate(
+        self, rollout: Rollout, rows: Tensor, *, with_entropy: bool = False, with_kl: bool = False
+    ) -> TokenEvaluation:
+        """The pass that is trained: of the policy, as the tokens were sampled; beside the reference for an exact KL."""
+        tokens, options = rollout.rows(rows), {"mask": rollout.masks(rows), "with_entropy": with_entropy}
+        ref_logits = self.reference.logits(tokens) if with_kl and self.reference is not None else None
+        return cast(TokenEvaluation, self.policy(tokens, self.sampling, ref_logits=ref_logits, **options))
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Epochs of minibatches over one batch; returns the mean of each metric over the minibatches."""

@@ -138,6 +138,28 @@ def test_angles():
     assert found == pytest.approx([0, 0, 45, 180, 90])
 
 
+def test_values_without_the_kl_of_the_state_itself():
+    """V(s) = Σ_a π(a|s)·(r(s, a) + V(s′) − β·KL(s′)), by torch's KL between two categorical distributions."""
+    task = EnumeratedTask(kl_coef=0.3)
+
+    def kl(state: tuple[int, ...]) -> float:
+        with torch.no_grad():
+            logits = [lm.model(torch.tensor([[1, 2, *state]])).logits[0, -1] for lm in (task.policy, task.reference)]
+        return float(torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in logits)))
+
+    values = task.values(later_kl=True)
+    for state in ((1,), (2,), ()):
+        total = 0.0
+        for token in range(3):
+            response = (*state, token)
+            ended = token == 0 or len(response) == 2
+            log_probs = task.log_probs[response if ended else (*response, 0)]
+            later = task.score([task.policy.decode(list(response))])[0] if ended else 0.0
+            later += 0.0 if ended else values[response] - 0.3 * kl(response)
+            total += math.exp(float(log_probs[len(state)].detach())) * later
+        assert values[state] == pytest.approx(total, abs=1e-6)
+
+
 PAIRS = ((2, 1),)
 KNOWN = [
     (rows.Row("RLOO", rows.trained_by(Reinforce, ReinforceConfig, group_size=2), PAIRS), {}, "unbiased"),
