@@ -85,7 +85,7 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
         ReinforceConfig,
         {
             **ON_POLICY,
-            "baseline": OTHER,
+            **dict.fromkeys(("baseline", "kl_in"), OTHER),
             "group_size": COUNT,
             **dict.fromkeys(("value_lr", "value_coef"), NOT_NEGATIVE),
         },

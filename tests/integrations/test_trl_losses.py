@@ -58,7 +58,8 @@ def of_ours(given: dict[str, torch.Tensor], settings: dict[str, Any], kl_coef: f
         config=GRPOConfig(**settings),
         env=SimpleNamespace(max_new_tokens=LENGTH),
         kl=SimpleNamespace(value=kl_coef),
-        evaluate=lambda rollout, rows: TokenEvaluation(new, None, None),
+        exact_kl=False,
+        evaluate=lambda rollout, rows, **options: TokenEvaluation(new, None, None),
     )
     batch = SimpleNamespace(
         rollout=SimpleNamespace(response_mask=mask, cut=lambda rows, *grids: list(grids)),
