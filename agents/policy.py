@@ -203,14 +203,9 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def final_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """V of the state after the last token, (B,): what a trajectory that was cut is bootstrapped with."""
-        lengths = attention_mask.sum(dim=1)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        # one more column with any token: the state before it is the final one
-        ids, mask = (torch.cat([x, torch.zeros_like(x[:, :1])], dim=1) for x in (input_ids, attention_mask))
-        probe = torch.zeros_like(mask)
-        mask[rows, lengths] = probe[rows, lengths] = 1
-        values: Tensor = self(TokenBatch(ids, mask, probe)).values
-        return values[rows, lengths]
+        probe = final_states(input_ids, attention_mask)
+        values: Tensor = self(probe).values
+        return values[probe.response_mask.bool()]
 
     def reference(self) -> Reference:
         """log π_ref under the weights as they are *now*.
@@ -257,6 +252,15 @@ class ActorCritic(nn.Module):
         critic = {f"{name}.{k}": v for name, part in parts.items() if part for k, v in part.state_dict().items()}
         if critic:
             save_file({k: v.clone().contiguous() for k, v in critic.items()}, path / "critic.safetensors")
+
+
+def final_states(input_ids: Tensor, attention_mask: Tensor) -> TokenBatch:
+    """Texts with one more token, whichever: the state before it is that after the last token. (B, T + 1)"""
+    lengths, rows = attention_mask.sum(dim=1), torch.arange(len(input_ids), device=input_ids.device)
+    ids, mask = (torch.cat([x, torch.zeros_like(x[:, :1])], dim=1) for x in (input_ids, attention_mask))
+    response = torch.zeros_like(mask)
+    mask[rows, lengths] = response[rows, lengths] = 1
+    return TokenBatch(ids, mask, response)
 
 
 class Reference:

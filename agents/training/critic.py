@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import decoupled_gae, length_adaptive_lam
-from ..policy import ActorCritic, Reference
+from ..policy import ActorCritic, Reference, final_states
 from ..rollout import Rollout
 from ..rollout_metrics import mean_return
 from .kl_in import KLIn, charged_kl
@@ -125,10 +125,17 @@ class CriticTrainer(OnPolicyTrainer):
     def _bootstrap(self, rollout: Rollout) -> Tensor:
         """(B,) V of the last state where a trajectory was cut without its score, 0 elsewhere.
 
-        An end has no future, and a score that was paid is of the whole response: V on top would count it twice.
+        An end has no future, and a score that was paid is of the whole response: V on top would count it twice. Where
+        values leave the KL of their own state out (``kl_in="both"``), the last token led to that, too. Which actions
+        are allowed there nobody knows: those of the state before stand for them.
         """
         values = torch.zeros(len(rollout.texts), device=rollout.input_ids.device)
         for rows in rollout.bootstrapped.nonzero().flatten().split(self.config.micro_batch_size):
             if len(rows):
-                values[rows] = self.policy.final_values(*rollout.rows(rows)[:2])
+                tokens, mask = final_states(*rollout.rows(rows)[:2]), rollout.masks(rows)
+                last = mask if mask is None else mask[rollout.lengths[rows].cumsum(dim=0) - 1]
+                ref_logits = self.reference.logits(tokens) if self.exact_kl and self.reference is not None else None
+                found = self.policy(tokens, self.sampling, mask=last, ref_logits=ref_logits)
+                worth = found.values if found.kl is None else found.values - self.kl.value * found.kl
+                values[rows] = worth[tokens.response_mask.bool()]
         return values

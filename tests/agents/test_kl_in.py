@@ -10,6 +10,7 @@ import gymnasium as gym
 import pytest
 import torch
 from torch import Tensor
+from words import WORDS
 
 from textgen_env.agents.advantages import masked_whiten, of_next_token, whitening_scale
 from textgen_env.agents.policy import ActorCritic, PolicyConfig
@@ -88,6 +89,30 @@ def test_the_reward_and_the_loss_are_on_one_scale(make_venv: MakeVenv, word_mode
     scale = 1 / ppo.estimate(rollout, kl_in="both")[0].advantages[mask.bool()].std(correction=0)
     torch.testing.assert_close(batch.kl_weight, batch.importance * scale, rtol=1e-4, atol=1e-5)
     assert batch.importance[mask.bool()].std() > 0.01
+
+
+@pytest.mark.parametrize("mask", [{}, {"forbidden_tokens": ["<pad>", "b"]}])
+def test_a_cut_from_outside_is_charged_the_kl_of_the_state_it_left(
+    make_venv: MakeVenv, word_model: Path, mask: dict[str, Any]
+):
+    """With λ = 1 the return of the last token is its reward + γ·(V(s_T) − β·KL(s_T)), both by plain forwards."""
+    ppo = make_ppo(make_venv, word_model, lam=1.0, gamma=0.9, **mask)
+    ppo.train(2)
+    rollout = ppo.collect()
+    cut = torch.arange(12) % 2 == 0
+    rollout.truncated, rollout.terminated, rollout.scored = cut, ~cut, ~cut
+    batch, reference = ppo.advantages(rollout), LanguageModel(word_model).model
+    allowed = [i for i, word in enumerate(WORDS) if word not in mask.get("forbidden_tokens", [])]
+    for row in range(12):
+        ids = rollout.input_ids[row : row + 1, : int(rollout.attention_mask[row].sum())]
+        with torch.no_grad():
+            states = ppo.policy.actor.model(input_ids=ids).last_hidden_state[:, -1]
+            value = float(ppo.policy.value_head(states))
+            own, other = (model(ids).logits[0, -1, allowed] for model in (ppo.policy.actor, reference))
+        kl = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (own, other)))
+        assert kl > 1e-3
+        wanted = float(rollout.rewards[row, ids.shape[1] - 1]) + 0.9 * (value - 0.3 * float(kl)) * float(cut[row])
+        assert batch.returns[row, ids.shape[1] - 1].item() == pytest.approx(wanted, abs=1e-4)
 
 
 def test_without_kept_distributions_k1_of_the_next_token_is_charged(make_venv: MakeVenv, word_model: Path):
