@@ -66,7 +66,7 @@ class PPOConfig(CriticConfig):
     kl_in: KLIn = "reward"
     """−β·k1 in the reward of each token, β·ratio·k3 in the loss, or "both": β·KL of each state, summed over the
     vocabulary, in the loss, and −β·KL of the next state in the reward, which has the same expected gradient as k1 and
-    less noise, for one more pass of the reference in each epoch."""
+    less noise, for the logits of the reference in each epoch."""
     target_kl: float | None = None
     """Stop the update before a step once the policy has moved this many nats per token from the start of the update."""
     ptx_coef: float = 0.0

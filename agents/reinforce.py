@@ -51,7 +51,7 @@ class ReinforceConfig(GroupConfig):
     kl_in: KLIn = "reward"
     """−β·k1 in the reward of each token, β·ratio·k3 in the loss, or "both": β·KL of each state, summed over the
     vocabulary, in the loss, and −β·KL of the later states in the reward, which has the same expected gradient as k1
-    and less noise, for one more pass of the reference."""
+    and less noise, for the logits of the reference once more."""
     value_lr: float = 1e-3
     """Peak learning rate of the value head of baseline="learned"."""
     value_coef: float = 0.1

@@ -24,10 +24,12 @@ import torch
 from torch import Tensor
 
 from textgen_env.kl import k1
+from textgen_env.lm.log_probs import LogitsAt, has_head
 
 from .. import losses
 from ..advantages import masked_mean, of_next_token
-from ..policy import TokenEvaluation
+from ..policy import Reference, TokenEvaluation
+from ..rollout import Rollout
 from .batch import Batch, Scores
 from .setting_checks import choice
 
@@ -36,6 +38,29 @@ if TYPE_CHECKING:
 
 KLIn: TypeAlias = Literal["reward", "loss", "both"]
 KL_IN = choice("reward", "loss", "both")
+
+
+class ReferenceStates:
+    """What a reference has read of one rollout: scoring reads it, and the passes of the update have its states.
+
+    They are d numbers per token, beside which its logits, V of them, are made anew in each pass. Of a model whose head
+    is no part of its own nothing is kept.
+    """
+
+    def __init__(self) -> None:
+        self._rollout: Rollout | None = None
+        self._read: dict[tuple[int, ...], LogitsAt] = {}
+
+    def logits(self, reference: Reference, rollout: Rollout, rows: Tensor) -> LogitsAt:
+        """`Reference.logits` of some trajectories of a rollout; the states of one before it are forgotten."""
+        if rollout is not self._rollout:
+            self._rollout, self._read = rollout, {}
+        if (key := tuple(rows.tolist())) in self._read:
+            return self._read[key]
+        found = reference.logits(rollout.rows(rows))
+        if has_head(reference.model):
+            self._read[key] = found
+        return found
 
 
 def charged_kl(scores: Scores, response_mask: Tensor, kl_in: KLIn, gamma: float = 1.0) -> Tensor:

@@ -31,6 +31,7 @@ from .batch import Batch as Batch
 from .batch import Scores as Scores
 from .extra import arg
 from .importance import ImportanceConfig
+from .kl_in import ReferenceStates
 from .setting_checks import COUNT, COUNT_OR_ZERO, MASS, NOT_NEGATIVE, POSITIVE, check, choice, optional
 from .trainer import GradientTrainer, bucket_by_length, join, minibatches
 
@@ -126,6 +127,7 @@ class OnPolicyTrainer(GradientTrainer):
         if config.adaptive_kl_target is not None:
             self.kl = AdaptiveKLCoefficient(config.kl_coef, config.adaptive_kl_target, config.kl_horizon)
         self.reference = (reference or reference_of(venv, policy)) if config.kl_coef > 0 else None
+        self._ref_states = ReferenceStates()
         self.lagging_mask: LaggingMask | None = None
         if config.mask_top_p < 1:
             self.lagging_mask = LaggingMask(policy.language_model, self.env.temperature, config.mask_top_p)
@@ -206,6 +208,7 @@ class OnPolicyTrainer(GradientTrainer):
         """
         tokens = rollout.tokens
         micro_batches = bucket_by_length(tokens, self.config.micro_batch_size, self.shuffler)
+        self._ref_states = ReferenceStates()  # micro-batches of before are of no use any more
         if self.config.old_log_probs == "sampled":
             old = self._as_sampled(rollout, micro_batches)
         else:
@@ -245,9 +248,10 @@ class OnPolicyTrainer(GradientTrainer):
         self, rollout: Rollout, rows: Tensor, *, with_entropy: bool = False, with_kl: bool = False
     ) -> TokenEvaluation:
         """The pass that is trained: of the policy, as the tokens were sampled; beside the reference for an exact KL."""
-        tokens, options = rollout.rows(rows), {"mask": rollout.masks(rows), "with_entropy": with_entropy}
-        ref_logits = self.reference.logits(tokens) if with_kl and self.reference is not None else None
-        return cast(TokenEvaluation, self.policy(tokens, self.sampling, ref_logits=ref_logits, **options))
+        options: dict[str, Any] = {"mask": rollout.masks(rows), "with_entropy": with_entropy}
+        if with_kl and self.reference is not None:
+            options["ref_logits"] = self._ref_states.logits(self.reference, rollout, rows)
+        return cast(TokenEvaluation, self.policy(rollout.rows(rows), self.sampling, **options))
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Epochs of minibatches over one batch; returns the mean of each metric over the minibatches."""

@@ -146,6 +146,26 @@ def test_adapters_switched_off_are_the_reference(make_venv: MakeVenv, word_model
     torch.testing.assert_close(ppo.evaluate(batch.rollout, rows, with_kl=True).kl, found, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_reference_reads_a_rollout_once(make_venv: MakeVenv, word_model: Path, monkeypatch: Any, apart: bool):
+    """Each text in one pass, whatever the epochs; each pass anew if the model makes logits and nothing but."""
+    if not apart:
+        monkeypatch.setattr(log_probs, "split", lambda model: None)
+    ppo, read = make_ppo(make_venv, word_model, epochs=3), []
+    batch = ppo.advantages(ppo.collect())
+    first = float(ppo.loss(batch, batch.micro_batches[0])[1]["kl_loss"])
+    assert ppo.reference is not None
+    body = ppo.reference.model if not apart else ppo.reference.model.model
+    body.register_forward_hook(lambda _, __, output: read.append(len(output.last_hidden_state if apart else output[0])))
+    batch = ppo.advantages(batch.rollout)
+    assert sum(read) == 12
+    ppo.update(batch)
+    assert sum(read) == (12 if apart else 48)
+    ppo.update(ppo.advantages(ppo.collect()))
+    assert sum(read) == (24 if apart else 96)
+    assert first == pytest.approx(0, abs=1e-6)
+
+
 def test_the_next_token_is_the_agents_own():
     """Text between two tokens that the agent did not write is skipped, whatever stands there."""
     x = torch.tensor([[9.0, 1.0, torch.nan, 2.0, 3.0], [4.0, 9.0, 9.0, 9.0, 9.0]])

@@ -112,6 +112,12 @@ def logits_at(model: nn.Module, batch: TokenBatch) -> LogitsAt:
     return torch.no_grad()(found)
 
 
+def has_head(model: nn.Module) -> bool:
+    """Whether `logits_at` keeps states, from which logits are made when asked for, and not the logits of all tokens."""
+    inner = unwrap(model)
+    return not is_body(inner) and split(inner) is not None
+
+
 def read_states(model: nn.Module, batch: TokenBatch, readout: Readout) -> torch.Tensor:
     """What `readout` makes of the hidden states before the response tokens, (B, T), 0 elsewhere.
 
