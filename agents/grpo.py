@@ -62,9 +62,10 @@ class GRPOConfig(GroupConfig):
     """Compare each part of the reward by itself, then add up and whiten over the batch (GDPO); needs scale="group"."""
     drop_overlong: bool = False
     """Leave responses out that were cut at the length limit (DAPO)."""
-    kl_in: KLIn = "loss"
-    """β·ratio·k3 in the loss, −β·k1 in the reward of each token, or "both": β·KL of each state, summed over the
-    vocabulary, in the loss, and −β·KL of the later states in the reward, beside the scores that are compared."""
+    kl_in: KLIn = "both"
+    """Where the KL is. "both": β·KL of each state, summed over the vocabulary, in the loss and −β·KL of later states in
+    the reward, beside the scores that are compared; the gradient of the objective. "reward": −β·k1 in the reward of
+    each token; the same with more noise, and cheaper. "loss": β·ratio·k3 in the loss, as published."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -73,7 +73,7 @@ def in_both() -> list[Row]:
     """This package's trainers with ``kl_in="both"``."""
     return [
         Row("RLOO: full in both", trained_by(Reinforce, ReinforceConfig, **PAIRED, **BOTH), GROUPS),
-        Row("GRPO: full in both", trained_by(GRPO, GRPOConfig, **PAIRED, **BOTH), GROUPS, default=True),
+        Row("GRPO: full in both", trained_by(GRPO, GRPOConfig, **PAIRED), GROUPS, default=True),
         Row("PPO, V right: full in both", trained_by(PPO, PPOConfig, **CRITIC, **BOTH)),
         Row("PPO, V right, not whitened: full in both", trained_by(PPO, PPOConfig, whiten=False, **CRITIC, **BOTH)),
     ]

@@ -91,7 +91,7 @@ def trained_by(
         policy = ActorCritic(task.policy, ActorConfig() if critic is None else PolicyConfig(critic="detached"))
         made = trainer(task.make_venv(), policy, chosen)
         if critic is not None:
-            truth = task.values(later_kl=settings.get("kl_in") == "both")
+            truth = task.values(later_kl=chosen.kl_in == "both")
             _say(made, {state: truth[state] + critic[state] for state in STATES})
 
         def loss(rollout: Rollout) -> Tensor:

@@ -55,7 +55,7 @@ def of_ours(given: dict[str, torch.Tensor], settings: dict[str, Any], kl_coef: f
     """`GRPO.loss` of a trainer that has nothing but its settings."""
     new, mask = given["new"].clone().requires_grad_(), given["mask"]
     trainer = SimpleNamespace(
-        config=GRPOConfig(**settings),
+        config=GRPOConfig(kl_in="loss", **settings),
         env=SimpleNamespace(max_new_tokens=LENGTH),
         kl=SimpleNamespace(value=kl_coef),
         exact_kl=False,
