@@ -76,20 +76,35 @@ class EnumeratedTask:
         off_policy: the responses come from another policy than the one whose gradient is asked for, as in the second
             pass of an update.
         top_p: the responses are drawn from the nucleus, and the policy *is* the truncated distribution.
+        ascended: steps that the policy has gone up the true gradient; its optimum is where the score less β·log π/π_ref
+            is the same for all responses.
     """
 
     kl_coef: float = 0.0
     scored: bool = True
     off_policy: bool = False
     top_p: float = 1.0
+    ascended: int = 0
     reference: LanguageModel = field(default_factory=lambda: language_model(seed=2))
 
     def __post_init__(self) -> None:
+        self.score = table_score if self.scored else no_score
         self.policy = language_model(seed=4)
+        self._ascend()
         self.behaviour = copy.deepcopy(self.policy)
         if self.off_policy:
             _move(self.behaviour, language_model(seed=3), share=0.02)
-        self.score = table_score if self.scored else no_score
+
+    def _ascend(self) -> None:
+        """Adam on the true gradient."""
+        weights = list(self.policy.model.parameters())
+        optimizer = torch.optim.Adam(weights, lr=3e-3)
+        for _ in range(self.ascended):
+            task = EnumeratedTask(self.kl_coef, self.scored, top_p=self.top_p, reference=self.reference)
+            task.policy = task.behaviour = self.policy
+            for weight, ascent in zip(weights, task.gradient().split([w.numel() for w in weights]), strict=True):
+                weight.grad = -ascent.view_as(weight).float()
+            optimizer.step()
 
     def make_venv(self) -> gym.vector.VectorEnv:
         """The task as an environment: its reference has a KL that trainers take from it."""

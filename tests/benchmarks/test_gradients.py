@@ -218,6 +218,31 @@ def test_what_is_known(row: rows.Row, arguments: dict[str, Any], wanted: str):
     assert record["verdict"] == wanted
 
 
+@pytest.mark.parametrize(("steps", "least", "most"), [(0, 1.0, 1.5), (10, 8.0, 20.0)])
+def test_near_the_optimum_k1_in_the_reward_takes_the_noise_of_the_score_with_it(steps: int, least: float, most: float):
+    """There the score less β·log π/π_ref is the same for all responses, and an exact KL leaves the score alone."""
+    task = EnumeratedTask(kl_coef=0.5, ascended=steps)
+    best = 0.5 * math.log(sum(p * math.exp(s / 0.5) for p, s in of_reference(task)))
+    assert (best - float(task_objective(task)) < 0.01) == (steps > 0)
+    noises = [math.sqrt(moments(row.make(task), task, 2, 1).variance) for row in (kl_rows.in_both()[0], RLOO)]
+    assert least < noises[0] / noises[1] < most
+
+
+RLOO = kl_rows.in_the_rewards()[0]
+
+
+def of_reference(task: EnumeratedTask) -> list[tuple[float, float]]:
+    """What the reference writes: probability and score."""
+    scores = [task.score([task.policy.decode(list(response))])[0] for response in task.possible]
+    return [(float(task.ref_log_probs[r].sum().exp()), s) for r, s in zip(task.possible, scores, strict=True)]
+
+
+def task_objective(task: EnumeratedTask) -> torch.Tensor:
+    """J, by the oracles of the task."""
+    paid = [(x.detach().sum().exp() * task.returns(r, x.detach())) for r, x in task.log_probs.items()]
+    return torch.stack(paid).sum()
+
+
 DEFAULTS = [(title, arguments, row) for title, arguments, of_section in sections() for row in of_section if row.default]
 
 
