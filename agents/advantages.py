@@ -83,12 +83,26 @@ def length_adaptive_lam(response_mask: Tensor, alpha: float) -> Tensor:
     return (1 - 1 / (alpha * response_mask.sum(dim=1).clamp(min=1))).clamp(min=0.0)
 
 
+def of_next_token(x: Tensor, response_mask: Tensor) -> Tensor:
+    """At each response token, what (B, T) ``x`` is at the next one of its row; 0 at the last, and off the responses."""
+    mask, following, columns = response_mask.bool(), torch.zeros_like(x[:, 0]), []
+    for t in reversed(range(x.shape[1])):
+        columns.append(torch.where(mask[:, t], following, 0.0))
+        following = torch.where(mask[:, t], x[:, t], following)
+    return torch.stack(columns[::-1], dim=1)
+
+
+def to_go(x: Tensor, response_mask: Tensor) -> Tensor:
+    """(B, T) Σ_{u≥t} x_u over the response tokens from column t on, at *every* column: 0 beyond the last of them."""
+    return torch.where(response_mask.bool(), x, 0.0).flip(1).cumsum(dim=1).flip(1)
+
+
 def self_critical(scores: Tensor, greedy_scores: Tensor, response_mask: Tensor) -> Tensor:
     """Self-critical sequence training (Rennie et al. 2017, eq. 7): A_t = r(sampled) − r(greedy) at every token.
 
     Args:
-        scores: (B,), scores of the sampled responses.
-        greedy_scores: (B,), scores of the greedy responses to the same prompts.
+        scores: (B,), scores of the sampled responses; or (B, T), what each token is credited.
+        greedy_scores: (B,) or (B, 1), scores of the greedy responses to the same prompts.
         response_mask: (B, T), 1 at response tokens.
 
     Returns:
@@ -101,7 +115,8 @@ def leave_one_out(scores: Tensor, response_mask: Tensor, group_size: int) -> Ten
     """REINFORCE leave-one-out (Ahmadian et al. 2024, eq. 8): A_i = r_i − mean of the other rewards of the group.
 
     Args:
-        scores: (B,), rows of one group adjacent: B = groups × group_size.
+        scores: (B,), rows of one group adjacent: B = groups × group_size. Or (B, T), what each token is credited,
+            defined at all columns: A_it = r_it − mean of the others' in that column.
         response_mask: (B, T), 1 at response tokens.
         group_size: responses per prompt, at least 2.
 
@@ -113,7 +128,7 @@ def leave_one_out(scores: Tensor, response_mask: Tensor, group_size: int) -> Ten
     """
     groups = _groups(scores, group_size)
     others = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
-    return _spread((groups - others).flatten(), response_mask)
+    return _spread((groups - others).flatten(0, 1), response_mask)
 
 
 def group_relative(
@@ -171,8 +186,13 @@ def masked_whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
     The variance is the biased one, so that a single entry is defined: it becomes 0.
     """
+    return torch.where(mask.bool(), x - masked_mean(x, mask), 0.0) * whitening_scale(x, mask, eps)
+
+
+def whitening_scale(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """1/√(variance + ε) over the masked entries: by what `masked_whiten` multiplies."""
     centred = torch.where(mask.bool(), x - masked_mean(x, mask), 0.0)
-    return centred * torch.rsqrt(masked_mean(centred.square(), mask) + eps)
+    return torch.rsqrt(masked_mean(centred.square(), mask) + eps)
 
 
 def _same_shape(response_mask: Tensor, **tensors: Tensor) -> None:
@@ -186,11 +206,11 @@ def _same_shape(response_mask: Tensor, **tensors: Tensor) -> None:
 def _groups(scores: Tensor, group_size: int) -> Tensor:
     if group_size < 2 or scores.shape[0] % group_size:
         raise ValueError(f"group_size={group_size} must be at least 2 and divide the batch of {scores.shape[0]}")
-    return scores.view(-1, group_size)
+    return scores.unflatten(0, (-1, group_size))
 
 
-def _spread(per_sequence: Tensor, response_mask: Tensor) -> Tensor:
-    """The same advantage at every response token of a row. (B,), (B, T) → (B, T)"""
-    if per_sequence.shape != response_mask.shape[:1]:
-        raise ValueError(f"scores has shape {tuple(per_sequence.shape)}; it must be ({response_mask.shape[0]},)")
-    return torch.where(response_mask.bool(), per_sequence[:, None], 0.0)
+def _spread(scores: Tensor, response_mask: Tensor) -> Tensor:
+    """The same advantage at every response token of a row, (B,) → (B, T); what has one at each already stays."""
+    if scores.shape not in (response_mask.shape[:1], response_mask.shape):
+        raise ValueError(f"scores has shape {tuple(scores.shape)}; it must be ({response_mask.shape[0]},)")
+    return torch.where(response_mask.bool(), scores.unsqueeze(1) if scores.dim() == 1 else scores, 0.0)

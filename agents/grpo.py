@@ -22,10 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from textgen_env.kl import k1
-
 from . import losses
-from .advantages import group_relative, informative, masked_mean, masked_whiten
+from .advantages import group_relative, informative, leave_one_out, masked_mean, masked_whiten, to_go
 from .policy import ActorConfig
 from .rollout import Rollout
 from .rollout_metrics import surrogate_metrics
@@ -33,6 +31,7 @@ from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.groups import GroupConfig, GroupTrainer
 from .training.importance import weighed
+from .training.kl_in import KL_IN, KLIn, charged_kl, kl_term
 from .training.on_policy import Batch
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
@@ -63,8 +62,10 @@ class GRPOConfig(GroupConfig):
     """Compare each part of the reward by itself, then add up and whiten over the batch (GDPO); needs scale="group"."""
     drop_overlong: bool = False
     """Leave responses out that were cut at the length limit (DAPO)."""
-    kl_in: Literal["loss", "reward"] = "loss"
-    """β·ratio·k3 in the loss, or −β·k1 in the reward of each token."""
+    kl_in: KLIn = "both"
+    """Where the KL is. "both": β·KL of each state, summed over the vocabulary, in the loss and −β·KL of later states in
+    the reward, beside the scores that are compared; the gradient of the objective. "reward": −β·k1 in the reward of
+    each token; the same with more noise, and cheaper. "loss": β·ratio·k3 in the loss, as published."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,7 +84,7 @@ RULES = {
     "scale": choice("none", "group", "batch"),
     "length_norm": choice("constant", "response", "token"),
     **dict.fromkeys(("normalize_parts", "drop_overlong"), FLAG),
-    "kl_in": choice("loss", "reward"),
+    "kl_in": KL_IN,
 }
 
 
@@ -113,21 +114,29 @@ class GRPO(GroupTrainer):
     def advantages(self, rollout: Rollout) -> Batch:
         """Score a rollout, whose groups are adjacent, and compare each response with its group.
 
-        Groups without variance teach nothing, and count in no mean: those of the others weigh so much more.
+        Groups without variance teach nothing, and count in no mean: those of the others weigh so much more. Not so with
+        ``kl_in="both"``, where they have a KL.
         """
         cfg, mask = self.config, rollout.response_mask
         scores = self.score(rollout)
-        rewards = rollout.rewards
-        if scores.ref_log_probs is not None and cfg.kl_in == "reward":
-            rewards = rewards - self.kl.value * k1(scores.log_probs, scores.ref_log_probs)
-        returns = rewards.sum(dim=1)
+        charged = self.kl.value * charged_kl(scores, mask, cfg.kl_in)
+        rewards = rollout.rewards - charged
+        returns = (rollout.rewards if self.exact_kl else rewards).sum(dim=1)
         used = differing = informative(returns, cfg.group_size)
+        advantages, kl_weight = self._compared(rollout, returns), self._kl_weight(returns) * mask
+        if self.exact_kl:
+            used, later = torch.ones_like(used), to_go(charged, mask)
+            if cfg.ratio == "sequence":  # all tokens of a response share one ratio, and so one advantage
+                later = later[:, :1].expand_as(later)
+            advantages = advantages - kl_weight * leave_one_out(later, mask, cfg.group_size)
         if cfg.drop_overlong:
-            used = differing & torch.tensor([reason != "length" for reason in rollout.finish_reasons]).to(used.device)
+            used = used & torch.tensor([reason != "length" for reason in rollout.finish_reasons]).to(used.device)
         counted = self._counts(rollout)
         share = counted[used].sum() / counted.sum()
-        advantages = torch.where(used[:, None], self._compared(rollout, returns), 0.0) / share.clamp(min=1e-12)
-        batch = Batch(rollout, *scores[:4], rewards, advantages, returns[:, None] * mask)
+        advantages, kl_weight = (
+            torch.where(used[:, None], x, 0.0) / share.clamp(min=1e-12) for x in (advantages, kl_weight)
+        )
+        batch = Batch(rollout, *scores[:4], rewards, advantages, returns[:, None] * mask, kl_weight=kl_weight)
         kept = {"uniform_groups": float((~differing).double().mean()), "share_used": float(share)}
         batch.metrics = {**self.describe(batch, scores.entropy), **kept}
         return weighed(batch, cfg)
@@ -142,6 +151,16 @@ class GRPO(GroupTrainer):
             return masked_whiten(summed, mask)
         advantages = group_relative(returns, mask, cfg.group_size, scale=cfg.scale == "group")
         return advantages / (returns.std() + 1e-4) if cfg.scale == "batch" else advantages
+
+    def _kl_weight(self, returns: Tensor) -> Tensor:
+        """Scale of an exact KL beside the scores that are compared, so that β is what it is in the objective.
+
+        A score less the mean of its group, its own included, is 1 − 1/G of the score less the mean of the others, and a
+        deviation of the batch divides all gradients alike. With scale="group" there is no such scale: β is then per
+        deviation of the scores, as it is in GRPO.
+        """
+        weight = torch.as_tensor(1 - 1 / self.config.group_size)
+        return weight / (returns.std() + 1e-4) if self.config.scale == "batch" else weight
 
     def _counts(self, rollout: Rollout) -> Tensor:
         """(B,) how much each response weighs in a mean."""
@@ -166,17 +185,16 @@ class GRPO(GroupTrainer):
         old_log_probs, advantages, mask = rollout.cut(
             rows, batch.old_log_probs, batch.advantages, rollout.response_mask
         )  # (b, t)
-        log_probs = self.evaluate(rollout, rows).log_probs
+        new = self.evaluate(rollout, rows, with_kl=self.exact_kl)
+        log_probs = new.log_probs
         constant = losses.constant_mean(self.env.max_new_tokens)
         mean = {"constant": constant, "response": losses.response_mean, "token": masked_mean}[cfg.length_norm]
         clip: dict[str, Any] = {"clip_high": cfg.clip_high, "of_responses": cfg.ratio == "sequence"}
         loss = losses.clipped_surrogate(log_probs, old_log_probs, advantages, cfg.clip, mask, mean=mean, **clip)
         parts = {"policy_loss": loss}
-        if batch.ref_log_probs is not None and cfg.kl_in == "loss":
-            (ref,), weight = rollout.cut(rows, batch.ref_log_probs), batch.importance_of(rows)
-            given: dict[str, Any] = {"old_log_prob": old_log_probs, "weight": weight, "mean": mean}
-            parts["kl_loss"] = losses.kl_loss(log_probs, ref, mask, **given)
-            loss = loss + self.kl.value * parts["kl_loss"]
+        if (kl_loss := kl_term(self, batch, rows, new, mean)) is not None:
+            parts["kl_loss"] = kl_loss
+            loss = loss + self.kl.value * kl_loss
         with torch.no_grad():
             parts |= surrogate_metrics(log_probs, old_log_probs, cfg.clip, mask, **clip)
         return loss, {name: part.detach() for name, part in {"loss": loss, **parts}.items()}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from textgen_env.lm.adapters import save_merged, trainable
 from textgen_env.lm.backbone import unwrap
 from textgen_env.lm.language_model import LanguageModel
-from textgen_env.lm.log_probs import read_states, response_log_probs
+from textgen_env.lm.log_probs import LogitsAt, logits_at, read_states, response_log_probs
 from textgen_env.lm.sampling import PLAIN, SamplingParams, takes_sampling
 from textgen_env.lm.token_batch import TokenBatch
 
@@ -65,6 +65,8 @@ class TokenEvaluation(NamedTuple):
     log_probs: Tensor  # log π(a_t|s_t)
     values: Tensor | None  # V(s_t); if there is a critic
     entropy: Tensor | None  # H(π(·|s_t)), nats; if asked for
+    kl: Tensor | None = None  # KL(π(·|s_t)‖π_ref(·|s_t)), nats, exactly; if there are logits of a reference
+    ref_log_probs: Tensor | None = None  # log π_ref(a_t|s_t), a constant; likewise
 
 
 Evaluation = TokenEvaluation  # its former name
@@ -158,6 +160,7 @@ class ActorCritic(nn.Module):
         *,
         mask: Tensor | None = None,
         with_entropy: bool = False,
+        ref_logits: LogitsAt | None = None,
     ) -> TokenEvaluation:
         """Teacher-forced log π(a_t|s_t) and V(s_t) of every response token, with gradient.
 
@@ -166,6 +169,7 @@ class ActorCritic(nn.Module):
             sampling: what the tokens were sampled with.
             mask: bool (V,), or (N, V) of the N response tokens: what was allowed.
             with_entropy: also the entropies.
+            ref_logits: what `Reference.logits` returned for the batch: also the exact KL to it.
 
         Raises:
             RuntimeError: a module is in training mode; dropout would make the ratios of PPO wrong without a word.
@@ -180,9 +184,10 @@ class ActorCritic(nn.Module):
             mask=mask,
             with_entropy=with_entropy,
             readout=self.value_head if self.critic is None else None,
+            ref_logits=ref_logits,
         )
         values = scores.readout if self.critic is None else self.critic_values(batch)
-        return TokenEvaluation(scores.log_probs, values, scores.entropy)
+        return TokenEvaluation(scores.log_probs, values, scores.entropy, scores.kl, scores.ref_log_probs)
 
     @takes_sampling
     def evaluate(self, *batch: Tensor, **options: Any) -> TokenEvaluation:
@@ -198,14 +203,9 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def final_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """V of the state after the last token, (B,): what a trajectory that was cut is bootstrapped with."""
-        lengths = attention_mask.sum(dim=1)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        # one more column with any token: the state before it is the final one
-        ids, mask = (torch.cat([x, torch.zeros_like(x[:, :1])], dim=1) for x in (input_ids, attention_mask))
-        probe = torch.zeros_like(mask)
-        mask[rows, lengths] = probe[rows, lengths] = 1
-        values: Tensor = self(TokenBatch(ids, mask, probe)).values
-        return values[rows, lengths]
+        probe = final_states(input_ids, attention_mask)
+        values: Tensor = self(probe).values
+        return values[probe.response_mask.bool()]
 
     def reference(self) -> Reference:
         """log π_ref under the weights as they are *now*.
@@ -254,6 +254,15 @@ class ActorCritic(nn.Module):
             save_file({k: v.clone().contiguous() for k, v in critic.items()}, path / "critic.safetensors")
 
 
+def final_states(input_ids: Tensor, attention_mask: Tensor) -> TokenBatch:
+    """Texts with one more token, whichever: the state before it is that after the last token. (B, T + 1)"""
+    lengths, rows = attention_mask.sum(dim=1), torch.arange(len(input_ids), device=input_ids.device)
+    ids, mask = (torch.cat([x, torch.zeros_like(x[:, :1])], dim=1) for x in (input_ids, attention_mask))
+    response = torch.zeros_like(mask)
+    mask[rows, lengths] = response[rows, lengths] = 1
+    return TokenBatch(ids, mask, response)
+
+
 class Reference:
     """log π_ref of response tokens: what KL is measured from. Built once, before the policy begins to learn.
 
@@ -284,6 +293,17 @@ class Reference:
         with self._around():
             shared = sampling.of_reference
             return response_log_probs(self.model, batch, shared, vocab_size=self.vocab_size, mask=mask).log_probs
+
+    def logits(self, batch: TokenBatch) -> LogitsAt:
+        """Indices of some of the N response tokens → raw logits (n, V); the body is run once, the head when asked."""
+        with self._around():
+            found = logits_at(self.model, batch)
+
+        def at(index: Tensor) -> Tensor:
+            with self._around():
+                return found(index)[:, : self.vocab_size]
+
+        return at
 
 
 def frozen_reference(model: nn.Module, vocab_size: int) -> Reference:

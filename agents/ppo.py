@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import gymnasium as gym
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from textgen_env.lm.token_batch import TokenBatch
 
 from . import losses
-from .advantages import masked_whiten
+from .advantages import masked_whiten, whitening_scale
 from .policy import ActorCritic, PolicyConfig, Reference
 from .rollout import Rollout
 from .rollout_metrics import surrogate_metrics
@@ -34,10 +33,11 @@ from .training.extra import OmitArgPrefixes
 from .training.finite import NonFiniteError
 from .training.former_names import accept_former_names
 from .training.importance import weighed
+from .training.kl_in import KL_IN, KLIn, kl_term
 from .training.on_policy import Batch
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
-from .training.setting_checks import COUNT, FLAG, NOT_NEGATIVE, POSITIVE, TEXT, check, choice, optional
+from .training.setting_checks import COUNT, FLAG, NOT_NEGATIVE, POSITIVE, TEXT, check, optional
 
 __all__ = ["PPO", "NonFiniteError", "PPOConfig", "PPOSettings", "main", "make_run"]
 
@@ -63,8 +63,10 @@ class PPOConfig(CriticConfig):
     """Weight of the entropy bonus."""
     whiten: bool = True
     """Whiten the advantages over the whole batch."""
-    kl_in: Literal["reward", "loss"] = "reward"
-    """−β·k1 in the reward of each token, or β·ratio·k3 in the loss."""
+    kl_in: KLIn = "reward"
+    """−β·k1 in the reward of each token, β·ratio·k3 in the loss, or "both": β·KL of each state, summed over the
+    vocabulary, in the loss, and −β·KL of the next state in the reward, which has the same expected gradient as k1 and
+    less noise, for the logits of the reference in each epoch."""
     target_kl: float | None = None
     """Stop the update before a step once the policy has moved this many nats per token from the start of the update."""
     ptx_coef: float = 0.0
@@ -82,7 +84,7 @@ RULES = {
     **dict.fromkeys(("value_clip", "target_kl"), optional(POSITIVE)),
     "entropy_coef": NOT_NEGATIVE,  # a bonus; a sign lost on the way would train towards one and the same text
     "whiten": FLAG,
-    "kl_in": choice("reward", "loss"),
+    "kl_in": KL_IN,
 }
 
 
@@ -139,10 +141,16 @@ class PPO(CriticTrainer):
     @torch.no_grad()
     def advantages(self, rollout: Rollout) -> Batch:
         """Score a rollout: old log-probs and values, the KL to the reference, rewards with it, advantages, returns."""
-        batch, entropy = self.estimate(rollout, kl_in_reward=self.config.kl_in == "reward")
+        batch, entropy = self.estimate(rollout, kl_in=self.config.kl_in)
         batch.metrics = self.describe(batch, entropy)
+        mask, scale = rollout.response_mask, torch.ones(())
         if self.config.whiten:
-            batch.advantages = masked_whiten(batch.advantages, rollout.response_mask)
+            scale = whitening_scale(batch.advantages, mask)
+            batch.advantages = masked_whiten(batch.advantages, mask)
+        if self.config.kl_in == "both":
+            # Whitening divides the score and the KL of later states by the advantages' deviation. The KL in the loss is
+            # the other part of the same gradient: on a scale of its own it would stand for another β than theirs.
+            batch.kl_weight = scale * mask
         return weighed(batch, self.config)
 
     def loss(self, batch: Batch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -159,7 +167,7 @@ class PPO(CriticTrainer):
         assert batch.values is not None
         constants = (batch.old_log_probs, batch.advantages, batch.values, batch.returns, batch.rollout.response_mask)
         old_log_probs, advantages, old_values, returns, mask = batch.rollout.cut(rows, *constants)  # (b, t)
-        new = self.evaluate(batch.rollout, rows, with_entropy=cfg.entropy_coef != 0)
+        new = self.evaluate(batch.rollout, rows, with_entropy=cfg.entropy_coef != 0, with_kl=self.exact_kl)
         assert new.values is not None
         parts = {
             "policy_loss": losses.clipped_surrogate(new.log_probs, old_log_probs, advantages, cfg.clip, mask),
@@ -168,10 +176,9 @@ class PPO(CriticTrainer):
         loss = parts["policy_loss"] + cfg.value_coef * parts["value_loss"]
         if new.entropy is not None:
             loss = loss + cfg.entropy_coef * losses.entropy_loss(new.entropy, mask)
-        if batch.ref_log_probs is not None and cfg.kl_in == "loss":
-            (ref,), weight = batch.rollout.cut(rows, batch.ref_log_probs), batch.importance_of(rows)
-            parts["kl_loss"] = losses.kl_loss(new.log_probs, ref, mask, old_log_prob=old_log_probs, weight=weight)
-            loss = loss + self.kl.value * parts["kl_loss"]
+        if (kl_loss := kl_term(self, batch, rows, new)) is not None:
+            parts["kl_loss"] = kl_loss
+            loss = loss + self.kl.value * kl_loss
         with torch.no_grad():
             parts |= surrogate_metrics(new.log_probs, old_log_probs, cfg.clip, mask)
         return loss, {name: part.detach() for name, part in {"loss": loss, **parts}.items()}

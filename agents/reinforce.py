@@ -24,10 +24,8 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from textgen_env.kl import k1
-
-from .advantages import gae, leave_one_out, self_critical
-from .losses import approx_kl, clipped_value_loss, ratio_error, reinforce_loss, response_mean
+from .advantages import gae, leave_one_out, self_critical, to_go
+from .losses import approx_kl, clipped_value_loss, constant_mean, ratio_error, reinforce_loss, response_mean
 from .policy import ActorConfig, ActorCritic, PolicyConfig, Reference
 from .rollout import Rollout
 from .rollout_metrics import mean_return
@@ -36,6 +34,7 @@ from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.groups import GroupConfig, GroupTrainer
 from .training.importance import weighed
+from .training.kl_in import KL_IN, KLIn, charged_kl, kl_term
 from .training.on_policy import Batch, Scores
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
@@ -50,6 +49,10 @@ class ReinforceConfig(GroupConfig):
     """What is taken off a return: the mean of the others of its group (RLOO), a running mean over updates, the return
     of the greedy response to the same prompt (SCST), V of the state before the token (a value head that regresses on
     what is still to come), or nothing."""
+    kl_in: KLIn = "reward"
+    """−β·k1 in the reward of each token, β·ratio·k3 in the loss, or "both": β·KL of each state, summed over the
+    vocabulary, in the loss, and −β·KL of the later states in the reward, which has the same expected gradient as k1
+    and less noise, for the logits of the reference once more."""
     value_lr: float = 1e-3
     """Peak learning rate of the value head of baseline="learned"."""
     value_coef: float = 0.1
@@ -59,6 +62,7 @@ class ReinforceConfig(GroupConfig):
         super().__post_init__()
         baselines = ("leave_one_out", "mean", "greedy", "learned", "none")
         check(self, {"baseline": choice(*baselines), "value_lr": NOT_NEGATIVE, "value_coef": NOT_NEGATIVE})
+        check(self, {"kl_in": KL_IN})
         if self.group_size < 2 and self.baseline == "leave_one_out":
             raise ValueError('group_size=1 must be at least 2 with baseline="leave_one_out": there is no other')
 
@@ -109,21 +113,28 @@ class Reinforce(GroupTrainer):
     def advantages(self, rollout: Rollout) -> Batch:
         """Score a rollout, whose groups are adjacent: R_i = Σ_t (r_t − β·k1_t), A_i = R_i − baseline.
 
+        With ``kl_in="both"`` R_it = Σ_u r_u − β·Σ_{u>t} KL(s_u), and A_it = R_it − baseline.
         With the learned baseline A_t = G_t − V(s_t), where G_t is the part of R_i from token t on: what came before
         does not depend on that token, and its share in the expected gradient is 0.
         """
         if self.config.baseline == "learned":
             return self._with_values(rollout)
         scores, rewards = self._rewards(rollout)
-        returns, mask, size = rewards.sum(dim=1), rollout.response_mask, self.config.group_size
+        mask, size = rollout.response_mask, self.config.group_size
+        returns = rewards.sum(dim=1, keepdim=True).expand_as(rewards)  # (B, T)
+        if self.exact_kl:
+            returns = rollout.rewards.sum(dim=1, keepdim=True) + to_go(rewards - rollout.rewards, mask)
         if self.config.baseline == "leave_one_out":
             advantages = leave_one_out(returns, mask, size)
         elif self.config.baseline == "greedy":
-            advantages = self_critical(returns, self._greedy_returns(rollout).repeat_interleave(size), mask)
+            advantages = self_critical(returns, self._greedy_returns(rollout).repeat_interleave(size)[:, None], mask)
         else:
             constant = self.mean_return if self.config.baseline == "mean" else 0.0
             advantages = self_critical(returns, torch.full_like(returns, constant), mask)
-        batch = Batch(rollout, *scores[:4], rewards, advantages, returns[:, None] * mask)
+        return self._batch(rollout, scores, rewards, advantages, returns * mask)
+
+    def _batch(self, rollout: Rollout, scores: Scores, rewards: Tensor, advantages: Tensor, returns: Tensor) -> Batch:
+        batch = Batch(rollout, *scores[:4], rewards, advantages, returns, kl_weight=torch.ones_like(rewards))
         batch.metrics = self.describe(batch, scores.entropy)
         return weighed(batch, self.config)
 
@@ -134,9 +145,7 @@ class Reinforce(GroupTrainer):
         scores, rewards = self._rewards(rollout)
         assert scores.values is not None
         advantages, returns = gae(rewards, scores.values, rollout.response_mask, 1.0, 1.0)
-        batch = Batch(rollout, *scores[:4], rewards, advantages, returns)
-        batch.metrics = self.describe(batch, scores.entropy)
-        return weighed(batch, self.config)
+        return self._batch(rollout, scores, rewards, advantages, returns)
 
     def _rewards(self, rollout: Rollout) -> tuple[Scores, Tensor]:
         """What policy and reference say, and (B, T) rewards with the KL penalty."""
@@ -144,9 +153,8 @@ class Reinforce(GroupTrainer):
             what = f"{cut} responses were cut from outside, without a score, and REINFORCE guesses none"
             raise ValueError(f"{what}; take the limit of steps away (max_new_tokens pays the score), or use PPO")
         scores = self.score(rollout)
-        if scores.ref_log_probs is None:
-            return scores, rollout.rewards
-        return scores, rollout.rewards - self.kl.value * k1(scores.log_probs, scores.ref_log_probs)
+        charged = charged_kl(scores, rollout.response_mask, self.config.kl_in)
+        return scores, rollout.rewards - self.kl.value * charged
 
     def _greedy_returns(self, rollout: Rollout) -> Tensor:
         """(groups,) returns of the greedy responses to the prompts of a rollout."""
@@ -160,13 +168,16 @@ class Reinforce(GroupTrainer):
         return self._rewards(greedy)[1].sum(dim=1)[: len(prompts)]
 
     def loss(self, batch: Batch, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """−E[Σ_t A·log π(a_t|s_t)] (+ c_v·L_value): the mean over some responses; and its diagnostics."""
+        """−E[Σ_t A·log π(a_t|s_t)] (+ β·KL, + c_v·L_value): the mean over some responses; and its diagnostics."""
         constants = (batch.old_log_probs, batch.advantages, batch.returns, batch.rollout.response_mask)
         old_log_probs, advantages, returns, mask = batch.rollout.cut(rows, *constants)  # (b, t)
-        new = self.evaluate(batch.rollout, rows)
+        new = self.evaluate(batch.rollout, rows, with_kl=self.exact_kl)
         loss = reinforce_loss(new.log_probs, advantages, mask)
         told = (new.log_probs, old_log_probs, mask)
         parts = {"approx_kl": approx_kl(*told), "ratio_error": ratio_error(*told)}
+        if (kl_loss := kl_term(self, batch, rows, new, constant_mean(1))) is not None:
+            parts["kl_loss"] = kl_loss
+            loss = loss + self.kl.value * kl_loss
         if self.config.baseline == "learned":
             assert new.values is not None
             parts["value_loss"] = clipped_value_loss(new.values, new.values, returns, None, mask, mean=response_mean)

@@ -76,20 +76,35 @@ class EnumeratedTask:
         off_policy: the responses come from another policy than the one whose gradient is asked for, as in the second
             pass of an update.
         top_p: the responses are drawn from the nucleus, and the policy *is* the truncated distribution.
+        ascended: steps that the policy has gone up the true gradient; its optimum is where the score less β·log π/π_ref
+            is the same for all responses.
     """
 
     kl_coef: float = 0.0
     scored: bool = True
     off_policy: bool = False
     top_p: float = 1.0
+    ascended: int = 0
     reference: LanguageModel = field(default_factory=lambda: language_model(seed=2))
 
     def __post_init__(self) -> None:
+        self.score = table_score if self.scored else no_score
         self.policy = language_model(seed=4)
+        self._ascend()
         self.behaviour = copy.deepcopy(self.policy)
         if self.off_policy:
             _move(self.behaviour, language_model(seed=3), share=0.02)
-        self.score = table_score if self.scored else no_score
+
+    def _ascend(self) -> None:
+        """Adam on the true gradient."""
+        weights = list(self.policy.model.parameters())
+        optimizer = torch.optim.Adam(weights, lr=3e-3)
+        for _ in range(self.ascended):
+            task = EnumeratedTask(self.kl_coef, self.scored, top_p=self.top_p, reference=self.reference)
+            task.policy = task.behaviour = self.policy
+            for weight, ascent in zip(weights, task.gradient().split([w.numel() for w in weights]), strict=True):
+                weight.grad = -ascent.view_as(weight).float()
+            optimizer.step()
 
     def make_venv(self) -> gym.vector.VectorEnv:
         """The task as an environment: its reference has a KL that trainers take from it."""
@@ -160,13 +175,13 @@ class EnumeratedTask:
     @cached_property
     def kls(self) -> dict[tuple[int, ...], Tensor]:
         """Σ_a π(a|s)·log π(a|s)/π_ref(a|s) of each state, with gradient."""
-        found = {}
-        for state in STATES:
-            log_p = self._distribution(self.policy, state)
-            log_q = self.whole._distribution(self.reference, state).detach()
-            kept = log_p > -math.inf
-            found[state] = (log_p.exp() * (log_p - log_q))[kept].sum()
-        return found
+        return {state: self._kl(self.policy, state) for state in STATES}
+
+    def _kl(self, language_model: LanguageModel, state: Sequence[int]) -> Tensor:
+        log_p = self._distribution(language_model, state)
+        log_q = self.whole._distribution(self.reference, state).detach()
+        kept = log_p > -math.inf
+        return (log_p[kept].exp() * (log_p - log_q)[kept]).sum()
 
     def returns(self, response: tuple[int, ...], log_probs: Tensor) -> Tensor:
         """Score − β·Σ log π/π_ref of a whole response, with gradient through the KL."""
@@ -190,8 +205,11 @@ class EnumeratedTask:
             total = total + visits * self.kls[state]
         return self.flat(-self.kl_coef * total)
 
-    def values(self) -> dict[tuple[int, ...], float]:
-        """V of each state: what the behaviour policy is still paid, the KL of the tokens that are written counted."""
+    def values(self, *, later_kl: bool = False) -> dict[tuple[int, ...], float]:
+        """V of each state: what the behaviour policy is still paid, the KL of the tokens that are written counted.
+
+        ``later_kl``: only that of later states is, as with ``kl_in="both"``.
+        """
         found = {}
         for state in STATES:
             weights, outcomes = [], []
@@ -202,6 +220,8 @@ class EnumeratedTask:
                     weights.append(probability)
                     outcomes.append(score - self.kl_coef * float(k1[len(state) :].sum()))
             found[state] = sum(w * x for w, x in zip(weights, outcomes, strict=True)) / sum(weights) if weights else 0.0
+            if later_kl:
+                found[state] += self.kl_coef * float(self._kl(self.behaviour, state).detach())
         return found
 
     def flat(self, scalar: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The estimators and losses whose expected gradient ``gradients.py`` measures.
 
-What lives here: `Row`, what a plugged-in loss is given (`Sample`), this package's trainers as rows, losses as they were
-published, the sections. What does not: TRL's own code (``peers/trl_losses.py``), measuring.
+What lives here: `Row`, what a plugged-in loss is given (`Sample`), this package's trainers as rows, the rows of scores.
+What does not: those of KL (``gradient_kl_rows.py``), TRL's own code (``peers/trl_losses.py``), measuring.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from textgen_env.agents.ppo import PPO, PPOConfig
 from textgen_env.agents.reinforce import Reinforce, ReinforceConfig
 from textgen_env.agents.rollout import Rollout
 from textgen_env.agents.training.on_policy import OnPolicyTrainer, Scores
-from textgen_env.kl import k1, k2, k3
 
 Loss: TypeAlias = Callable[[Rollout], Tensor]
 """A batch of responses → the scalar that is minimised, with gradient into the task's policy."""
@@ -92,7 +91,7 @@ def trained_by(
         policy = ActorCritic(task.policy, ActorConfig() if critic is None else PolicyConfig(critic="detached"))
         made = trainer(task.make_venv(), policy, chosen)
         if critic is not None:
-            truth = task.values()
+            truth = task.values(later_kl=chosen.kl_in == "both")
             _say(made, {state: truth[state] + critic[state] for state in STATES})
 
         def loss(rollout: Rollout) -> Tensor:
@@ -155,51 +154,6 @@ def sample_of(task: EnumeratedTask, rollout: Rollout, group_size: int) -> Sample
 
 
 # --- losses as they were published ------------------------------------------------------------------------------------
-
-
-def in_the_loss(estimate: Callable[[Tensor, Tensor], Tensor], *, ratio: bool = False) -> Callable[[Sample], Tensor]:
-    """β·Σ_t of an estimator at the sampled tokens, differentiated; ``ratio``: times π/π_old."""
-
-    def loss(sample: Sample) -> Tensor:
-        kl = estimate(sample.log_probs, sample.ref_log_probs)
-        if ratio:
-            kl = kl * (sample.log_probs - sample.old_log_probs).exp()
-        return sample.kl_coef * losses.constant_mean(1)(kl, sample.mask)
-
-    return loss
-
-
-def full_in_the_loss(sample: Sample) -> Tensor:
-    """β·Σ_t of the exact sum over all tokens, at the states that were visited."""
-    return sample.kl_coef * losses.constant_mean(1)(sample.full_kl, sample.mask)
-
-
-def in_the_reward(estimate: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Sample], Tensor]:
-    """REINFORCE, leave-one-out, with −β·Σ_t of an estimator paid as a constant."""
-
-    def loss(sample: Sample) -> Tensor:
-        return _leave_one_out(sample, estimate(sample.log_probs.detach(), sample.ref_log_probs))
-
-    return loss
-
-
-def full_in_the_reward(sample: Sample) -> Tensor:
-    """The same with the exact sum over all tokens, ``kl_estimator="full"`` of the environment."""
-    return _leave_one_out(sample, sample.full_kl.detach())
-
-
-def full_in_both(sample: Sample) -> Tensor:
-    """∇E[Σ_t KL(s_t)] = E[Σ_t ∇KL(s_t) + Σ_t ∇log π(a_t|s_t)·Σ_{u>t} KL(s_u)]: the sum over tokens is done exactly in
-    the loss, and what is paid *after* a token is its return (Amini et al. 2025, the Rao-Blackwellised gradient).
-    """
-    kl = sample.full_kl.detach() * sample.mask
-    later = kl.flip(1).cumsum(1).flip(1) - kl
-    return losses.reinforce_loss(sample.log_probs, -sample.kl_coef * later, sample.mask) + full_in_the_loss(sample)
-
-
-def _leave_one_out(sample: Sample, kl: Tensor) -> Tensor:
-    returns = sample.scores - sample.kl_coef * (kl * sample.mask).sum(dim=1)
-    return losses.reinforce_loss(sample.log_probs, leave_one_out(returns, sample.mask, sample.group_size), sample.mask)
 
 
 def weighted(weight: Callable[[Sample], Tensor]) -> Callable[[Sample], Tensor]:
@@ -266,20 +220,6 @@ SCORE = [
     Row("DAPO", trained_by(GRPO, GRPOConfig, group_size=4, **DAPO), ((4, 1),)),
     Row("GSPO", trained_by(GRPO, GRPOConfig, group_size=4, ratio="sequence", **PAPER), ((4, 1),)),
 ]
-KL = [
-    Row("REINFORCE: k1 in the reward", trained_by(Reinforce, ReinforceConfig, baseline="none"), default=True),
-    Row("PPO, V right: k1 in the reward", trained_by(PPO, PPOConfig, critic=RIGHT), default=True),
-    Row("GRPO: k1 in the reward", trained_by(GRPO, GRPOConfig, group_size=2, kl_in="reward"), GROUPS),
-    Row("GRPO: ratio · k3 in the loss", trained_by(GRPO, GRPOConfig, group_size=2), GROUPS, default=True),
-    Row("k1 in the loss", plugged_in(in_the_loss(k1))),
-    Row("k2 in the loss", plugged_in(in_the_loss(k2))),
-    Row("k3 in the loss (GRPO as published)", plugged_in(in_the_loss(k3))),
-    Row("full in the loss", plugged_in(full_in_the_loss)),
-    Row("k2 in the reward", plugged_in(in_the_reward(k2))),
-    Row("k3 in the reward", plugged_in(in_the_reward(k3))),
-    Row("full in the reward", plugged_in(full_in_the_reward)),
-    Row("full in both (Rao-Blackwell)", plugged_in(full_in_both)),
-]
 OFF_POLICY_SCORE = [
     Row("REINFORCE, no correction", plugged_in(weighted(lambda sample: torch.ones(())))),
     Row("π/π_old per token (PPO's surrogate)", plugged_in(weighted(token_ratio))),
@@ -307,43 +247,9 @@ TRAINERS_OFF_POLICY = [
     Row("PPO, V right, no weights", trained_by(PPO, PPOConfig, critic=RIGHT, first_pass=True)),
     Row("PPO, V right, weights of responses", trained_by(PPO, PPOConfig, critic=RIGHT, **STALE)),
 ]
-OFF_POLICY_KL = [
-    Row("k2 in the loss", plugged_in(in_the_loss(k2))),
-    Row("k3 in the loss (GRPO as published)", plugged_in(in_the_loss(k3))),
-    Row("ratio · k3 in the loss", plugged_in(in_the_loss(k3, ratio=True))),
-]
 NUCLEUS = [
     Row("RLOO, log π of the nucleus", trained_by(Reinforce, ReinforceConfig, group_size=2), GROUPS, default=True),
     Row("the same, weights of responses", trained_by(Reinforce, ReinforceConfig, **PAIRED, **STALE), GROUPS),
     Row("log π of all tokens", plugged_in(of_all_tokens)),
     Row("log π of all tokens, weighted by π/π_sampled", plugged_in(corrected_of_all_tokens)),
 ]
-
-
-def of_trl() -> tuple[list[Row], list[Row], list[Row]]:
-    """TRL's losses on scores alone, on KL alone, and on KL alone with responses of an older policy."""
-    from benchmarks.peers.trl_losses import as_plugin
-
-    def row(name: str, **settings: Any) -> Row:
-        return Row(f"TRL: {name}", plugged_in(as_plugin(**settings), group_size=4), ((4, 1),))
-
-    scores = [row("default (dapo)"), row("grpo", loss_type="grpo"), row("dr_grpo", loss_type="dr_grpo", scale=False)]
-    kl = [
-        row("dr_grpo, k3", loss_type="dr_grpo"),
-        row("dr_grpo, ratio · k3", loss_type="dr_grpo", bias_correction=True),
-    ]
-    return scores, kl, kl
-
-
-def sections(*, trl: bool = False) -> list[tuple[str, dict[str, Any], list[Row]]]:
-    """Title, arguments of the task, rows; with those of TRL."""
-    scores, kl, old_kl = of_trl() if trl else ([], [], [])
-    only_kl: dict[str, Any] = {"kl_coef": 1.0, "scored": False}
-    return [
-        ("Score alone", {}, SCORE + scores),
-        ("KL alone", only_kl, KL + kl),
-        ("Score alone, responses of an older policy", {"off_policy": True}, OFF_POLICY_SCORE),
-        ("Score alone, responses of an older policy, by the trainers", {"off_policy": True}, TRAINERS_OFF_POLICY),
-        ("KL alone, responses of an older policy", {**only_kl, "off_policy": True}, OFF_POLICY_KL + old_kl),
-        ("Score alone, responses drawn from the nucleus", {"top_p": 0.8}, NUCLEUS),
-    ]

@@ -3,9 +3,9 @@
     python -m benchmarks.gradients
     python -m benchmarks.gradients --trl     # also the losses of TRL, where it is installed
 
-What lives here: how a row is measured, the table, the command. What does not: the rows (``gradient_rows.py``,
-``expected_rows.py``), the task and its oracles (``enumerated.py``), the losses themselves (``agents/``, and whoever's
-are plugged in).
+What lives here: how a row is measured, the sections, the table, the command. What does not: the rows
+(``gradient_rows.py``, ``gradient_kl_rows.py``, ``expected_rows.py``), the task and its oracles (``enumerated.py``), the
+losses themselves (``agents/``, and whoever's are plugged in).
 
 On a task of seven responses every batch can be written down, so that E[∇L] and the variance of ∇L are sums, not
 estimates. For each row, with B responses in a batch:
@@ -30,9 +30,11 @@ import torch
 import tyro
 from torch import Tensor
 
+from benchmarks import gradient_kl_rows as kl_rows
+from benchmarks import gradient_rows as rows
 from benchmarks.enumerated import EnumeratedTask
 from benchmarks.expected_rows import tasks
-from benchmarks.gradient_rows import Loss, Row, sections
+from benchmarks.gradient_rows import Loss, Row
 from benchmarks.report import keep, markdown
 
 RIGHT = 0.1  # degrees
@@ -109,11 +111,44 @@ def verdict(angles: Sequence[float], limit: float) -> str:
     return "consistent" if limit < RIGHT else "biased"
 
 
+def of_trl() -> tuple[list[Row], list[Row], list[Row]]:
+    """TRL's losses on scores alone, on KL alone, and on KL alone with responses of an older policy."""
+    from benchmarks.peers.trl_losses import as_plugin
+
+    def row(name: str, **settings: Any) -> Row:
+        return Row(f"TRL: {name}", rows.plugged_in(as_plugin(**settings), group_size=4), ((4, 1),))
+
+    scores = [row("default (dapo)"), row("grpo", loss_type="grpo"), row("dr_grpo", loss_type="dr_grpo", scale=False)]
+    kl = [
+        row("dr_grpo, k3", loss_type="dr_grpo"),
+        row("dr_grpo, ratio · k3", loss_type="dr_grpo", bias_correction=True),
+    ]
+    return scores, kl, kl
+
+
+def sections(*, trl: bool = False) -> list[tuple[str, dict[str, Any], list[Row]]]:
+    """Title, arguments of the task, rows; with those of TRL."""
+    scores, kl, old_kl = of_trl() if trl else ([], [], [])
+    only_kl: dict[str, Any] = {"kl_coef": 1.0, "scored": False}
+    return [
+        ("Score alone", {}, rows.SCORE + scores),
+        ("KL alone", only_kl, kl_rows.KL + kl),
+        ("Score and KL", {"kl_coef": 0.3}, kl_rows.SCORE_AND_KL),
+        ("Score alone, responses of an older policy", {"off_policy": True}, rows.OFF_POLICY_SCORE),
+        ("Score alone, responses of an older policy, by the trainers", {"off_policy": True}, rows.TRAINERS_OFF_POLICY),
+        ("KL alone, responses of an older policy", {**only_kl, "off_policy": True}, kl_rows.OFF_POLICY_KL + old_kl),
+        ("Score alone, responses drawn from the nucleus", {"top_p": 0.8}, rows.NUCLEUS),
+        ("Score and KL, responses drawn from the nucleus", {"kl_coef": 0.3, "top_p": 0.8}, kl_rows.SCORE_AND_KL),
+    ]
+
+
 def records(settings: GradientSettings) -> Iterator[dict[str, Any]]:
     """Every row of every section."""
-    own = ((title, EnumeratedTask(**arguments), rows) for title, arguments, rows in sections(trl=settings.trl))
-    for title, task, rows in (*own, *tasks()):
-        for row in rows:
+    own = (
+        (title, EnumeratedTask(**arguments), of_section) for title, arguments, of_section in sections(trl=settings.trl)
+    )
+    for title, task, of_section in (*own, *tasks()):
+        for row in of_section:
             yield {"benchmark": "gradients", "section": title, **measure(row, task)}
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from textgen_env.lm import token_log_probs as module
-from textgen_env.lm.token_log_probs import token_log_probs
+from textgen_env.lm.token_log_probs import token_log_probs, token_scores
 
 
 def expected(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,47 @@ def test_values_and_gradients_are_exact(rows: int, vocab: int, scale: float, blo
     tolerance = 2e-5 * (1 + scale)
     torch.testing.assert_close(results[0], results[1], atol=tolerance, rtol=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], atol=tolerance, rtol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(2, 40), st.floats(0.01, 20), st.integers(1, 64), st.integers(0, 2**31 - 1))
+def test_the_kl_and_its_gradient_are_exact(rows: int, vocab: int, scale: float, block: int, seed: int) -> None:
+    """Against torch.distributions over the tokens that are left, row by row; the reference keeps all of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    logits, ref = (torch.randn(rows, vocab, generator=generator) * scale + shift for shift in (100, -30))
+    tokens = torch.randint(vocab, (rows,), generator=generator)
+    excluded = (torch.rand(rows, vocab, generator=generator) < 0.3).scatter(1, tokens.unsqueeze(1), False)
+    weights = torch.randn(3, rows, generator=generator)
+    ours, leaf = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK", block)
+        found = token_scores(ours.masked_fill(excluded, -torch.inf), tokens, ref, with_entropy=True)
+        assert found.kl is not None
+        assert found.entropy is not None
+        (weights * torch.stack([found.log_probs, found.entropy, found.kl])).sum().backward()
+    wanted = []
+    for row in range(rows):
+        kept = ~excluded[row]
+        own = torch.distributions.Categorical(logits=leaf[row, kept])
+        log_q = ref[row].double().log_softmax(dim=0)
+        token = (torch.arange(vocab)[kept] == tokens[row]).long().argmax()
+        kl = (own.probs * (own.logits - log_q[kept])).sum()
+        wanted.append(torch.stack([own.log_prob(token), own.entropy(), kl]))
+        assert found.ref_log_probs is not None
+        assert found.ref_log_probs[row].item() == pytest.approx(log_q[tokens[row]].item(), abs=2e-5 * (1 + scale))
+    columns = torch.stack(wanted, dim=1)
+    (weights * columns).sum().backward()
+    tolerance = 4e-5 * (1 + scale)
+    torch.testing.assert_close(found.kl.double(), columns[2].detach(), atol=tolerance, rtol=1e-5)
+    assert ours.grad is not None
+    torch.testing.assert_close(ours.grad.double(), leaf.grad, atol=tolerance, rtol=1e-4)
+
+
+def test_a_token_that_only_the_reference_excludes_makes_the_kl_infinite() -> None:
+    ref = torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]])
+    scores = token_scores(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]), torch.tensor([0, 0]), ref)
+    assert scores.kl is not None
+    assert scores.kl.tolist() == [torch.inf, 0.0]
 
 
 def test_half_precision_logits_are_read_exactly() -> None:

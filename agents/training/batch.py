@@ -28,6 +28,7 @@ class Batch:
     returns: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
     importance: Tensor | None = None  # weights by which the advantages are multiplied already; see importance.py
+    kl_weight: Tensor | None = None  # by which an exact KL in the loss is multiplied; see kl_in.py
 
     def importance_of(self, rows: Tensor) -> Tensor | None:
         """(b, t) weights of some trajectories, if there are any."""
@@ -59,3 +60,4 @@ class Scores(NamedTuple):
     values: Tensor | None
     ref_log_probs: Tensor | None
     entropy: float  # mean over the tokens, nats
+    kl: Tensor | None = None  # KL(π(·|s_t)‖π_ref(·|s_t)), nats, exactly; if the trainer has use for it

@@ -19,12 +19,11 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from textgen_env.kl import k1
-
 from ..advantages import decoupled_gae, length_adaptive_lam
-from ..policy import ActorCritic, Reference
+from ..policy import ActorCritic, Reference, final_states
 from ..rollout import Rollout
 from ..rollout_metrics import mean_return
+from .kl_in import KLIn, charged_kl
 from .on_policy import Batch, OnPolicyConfig, OnPolicyTrainer
 from .optim import lr_factor
 from .setting_checks import COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, check, optional
@@ -107,31 +106,36 @@ class CriticTrainer(OnPolicyTrainer):
             return lam, 1.0
         return lam, lam if cfg.value_lam is None else cfg.value_lam
 
-    def estimate(self, rollout: Rollout, *, kl_in_reward: bool = True) -> tuple[Batch, float]:
+    def estimate(self, rollout: Rollout, *, kl_in: KLIn = "reward") -> tuple[Batch, float]:
         """Score a rollout; rewards with the KL to the reference, advantages, returns. And the entropy.
 
         Args:
             rollout: B trajectories.
-            kl_in_reward: −β·k1 is paid at each token.
+            kl_in: what of the KL is paid as a reward; values are of the rewards as they are paid then.
         """
         cfg, mask, head = self.config, rollout.response_mask, self.policy.value_head
         assert head is not None
         head.start_at(mean_return(rollout, cfg.gamma))
-        micro_batches, old_log_probs, values, ref, entropy = self.score(rollout)
-        assert values is not None
-        rewards = rollout.rewards
-        if ref is not None and kl_in_reward:
-            rewards = rewards - self.kl.value * k1(old_log_probs, ref)
-        estimated = decoupled_gae(rewards, values, mask, cfg.gamma, *self.lams(mask), self._bootstrap(rollout))
-        return Batch(rollout, micro_batches, old_log_probs, values, ref, rewards, *estimated), entropy
+        scores = self.score(rollout)
+        assert scores.values is not None
+        rewards = rollout.rewards - self.kl.value * charged_kl(scores, mask, kl_in, cfg.gamma)
+        estimated = decoupled_gae(rewards, scores.values, mask, cfg.gamma, *self.lams(mask), self._bootstrap(rollout))
+        return Batch(rollout, *scores[:4], rewards, *estimated), scores.entropy
 
     def _bootstrap(self, rollout: Rollout) -> Tensor:
         """(B,) V of the last state where a trajectory was cut without its score, 0 elsewhere.
 
-        An end has no future, and a score that was paid is of the whole response: V on top would count it twice.
+        An end has no future, and a score that was paid is of the whole response: V on top would count it twice. Where
+        values leave the KL of their own state out (``kl_in="both"``), the last token led to that, too. Which actions
+        are allowed there nobody knows: those of the state before stand for them.
         """
         values = torch.zeros(len(rollout.texts), device=rollout.input_ids.device)
         for rows in rollout.bootstrapped.nonzero().flatten().split(self.config.micro_batch_size):
             if len(rows):
-                values[rows] = self.policy.final_values(*rollout.rows(rows)[:2])
+                tokens, mask = final_states(*rollout.rows(rows)[:2]), rollout.masks(rows)
+                last = mask if mask is None else mask[rollout.lengths[rows].cumsum(dim=0) - 1]
+                ref_logits = self.reference.logits(tokens) if self.exact_kl and self.reference is not None else None
+                found = self.policy(tokens, self.sampling, mask=last, ref_logits=ref_logits)
+                worth = found.values if found.kl is None else found.values - self.kl.value * found.kl
+                values[rows] = worth[tokens.response_mask.bool()]
         return values

@@ -109,6 +109,8 @@ def weighed(batch: Batch, config: ImportanceConfig) -> Batch:
     beyond = _log_ratios(*given[:2], given[2].bool(), of_responses) > math.log(config.importance_cap)
     batch.importance = weights
     batch.advantages = batch.advantages * weights
+    if batch.kl_weight is not None:
+        batch.kl_weight = batch.kl_weight * weights
     batch.metrics |= {
         "sampler_kl": float(approx_kl(*given)),
         "importance_mean": float(masked_mean(weights, given[2])),

@@ -30,6 +30,7 @@ from ..rollout_metrics import batch_metrics
 from .batch import Batch as Batch
 from .batch import Scores as Scores
 from .extra import arg
+from .kl_in import ReferenceStates
 from .resets import ResetConfig, Resets
 from .setting_checks import COUNT, COUNT_OR_ZERO, MASS, NOT_NEGATIVE, POSITIVE, check, choice, optional
 from .trainer import GradientTrainer, bucket_by_length, join, minibatches
@@ -126,6 +127,7 @@ class OnPolicyTrainer(GradientTrainer):
         if config.adaptive_kl_target is not None:
             self.kl = AdaptiveKLCoefficient(config.kl_coef, config.adaptive_kl_target, config.kl_horizon)
         self.reference = (reference or reference_of(venv, policy)) if config.kl_coef > 0 else None
+        self._ref_states = ReferenceStates()
         self.resets: Resets | None = None
         if config.reset_share > 0:
             self.resets = Resets(venv, policy.language_model, config, self.sampling)
@@ -137,6 +139,11 @@ class OnPolicyTrainer(GradientTrainer):
     def kl_coef(self) -> float:  # type: ignore[override]
         """β of the objective, as it is now."""
         return self.kl.value
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether the KL is summed over the vocabulary where responses are scored and learned from."""
+        return self.reference is not None and getattr(self.config, "kl_in", "reward") == "both"
 
     # --- what an algorithm fills in -----------------------------------------------------------------------------------
 
@@ -210,22 +217,23 @@ class OnPolicyTrainer(GradientTrainer):
         "scored": by a teacher-forced pass over the very micro-batches that the update runs, so that the first ratios
         are exactly 1. "sampled": as decoding has seen them, which saves that pass; the two round differently.
         """
-        tokens, ref = rollout.tokens, None
+        tokens = rollout.tokens
         micro_batches = bucket_by_length(tokens, self.config.micro_batch_size, self.shuffler)
+        self._ref_states = ReferenceStates()  # micro-batches of before are of no use any more
         if self.config.old_log_probs == "sampled":
             old = self._as_sampled(rollout, micro_batches)
         else:
-            parts = [self.evaluate(rollout, rows, with_entropy=True) for rows in micro_batches]
-            log_probs, values, entropies = zip(*parts, strict=True)
-            old = TokenEvaluation(
-                join(tokens, micro_batches, log_probs),
-                None if values[0] is None else join(tokens, micro_batches, values),
-                join(tokens, micro_batches, entropies),
-            )
-        if self.reference is not None:
+            parts = [self.evaluate(rollout, rows, with_entropy=True, with_kl=self.exact_kl) for rows in micro_batches]
+            columns = zip(*parts, strict=True)
+            log_probs, *others = (None if x[0] is None else join(tokens, micro_batches, x) for x in columns)
+            assert log_probs is not None
+            old = TokenEvaluation(log_probs, *others)
+        ref = old.ref_log_probs
+        if ref is None and self.reference is not None:
             ref = self.reference_log_probs(rollout, micro_batches)
         entropy = -old.log_probs if old.entropy is None else old.entropy  # its one-sample estimate
-        return Scores(micro_batches, old.log_probs, old.values, ref, float(masked_mean(entropy, tokens.response_mask)))
+        mean_entropy = float(masked_mean(entropy, tokens.response_mask))
+        return Scores(micro_batches, old.log_probs, old.values, ref, mean_entropy, old.kl)
 
     def reference_log_probs(self, rollout: Rollout, micro_batches: Sequence[Tensor] | None = None) -> Tensor:
         """(B, T) log π_ref of every token; ``micro_batches`` are rows, None cuts them here."""
@@ -247,10 +255,14 @@ class OnPolicyTrainer(GradientTrainer):
             values = unpack(head(rollout.states), rollout.response_mask)
         return TokenEvaluation(rollout.sampled_log_probs, values, None)
 
-    def evaluate(self, rollout: Rollout, rows: Tensor, *, with_entropy: bool = False) -> TokenEvaluation:
-        """The pass that is trained: of the policy, as the tokens were sampled."""
-        evaluated = self.policy(rollout.rows(rows), self.sampling, mask=rollout.masks(rows), with_entropy=with_entropy)
-        return cast(TokenEvaluation, evaluated)
+    def evaluate(
+        self, rollout: Rollout, rows: Tensor, *, with_entropy: bool = False, with_kl: bool = False
+    ) -> TokenEvaluation:
+        """The pass that is trained: of the policy, as the tokens were sampled; beside the reference for an exact KL."""
+        options: dict[str, Any] = {"mask": rollout.masks(rows), "with_entropy": with_entropy}
+        if with_kl and self.reference is not None:
+            options["ref_logits"] = self._ref_states.logits(self.reference, rollout, rows)
+        return cast(TokenEvaluation, self.policy(rollout.rows(rows), self.sampling, **options))
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Epochs of minibatches over one batch; returns the mean of each metric over the minibatches."""

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from two_tokens import EOS, LEFT_OUT, RESPONSES, A, B, groups, masked_log_probs, rollout_of, score
+from two_tokens import EOS, LEFT_OUT, RESPONSES, A, B, groups, masked_log_probs, objective, rollout_of, score
 
 from textgen_env.agents.advantages import informative
 from textgen_env.agents.grpo import GRPO, GRPOConfig, GRPOSettings
@@ -58,6 +58,25 @@ def test_the_expected_gradient_of_the_default_is_that_of_the_score(make_venv: Ma
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_expected_gradient_with_an_exact_kl_is_that_of_the_objective(
+    size: int, make_venv: MakeVenv, word_model: Path
+):
+    """E[∇L] = −(1 − 1/G)/max_new_tokens·∇J, groups of equal scores and of equal responses included."""
+    trainer = make(two_tokens(make_venv), word_model, kl_coef=0.3, kl_in="both", group_size=size)
+    trainer.train(2)
+    params = [p for p in trainer.policy.parameters() if p.requires_grad]
+    estimated = [torch.zeros_like(p) for p in params]
+    for weight, rollout in groups(trainer.policy.language_model, size):
+        loss, _ = trainer.loss(trainer.advantages(rollout), torch.arange(size))
+        for total, gradient in zip(estimated, torch.autograd.grad(loss, params), strict=True):
+            total += weight * gradient
+    exact = torch.autograd.grad(-(1 - 1 / size) / 2 * objective(trainer, word_model), params)
+    assert max(gradient.abs().max() for gradient in exact) > 1e-3
+    for ours, theirs in zip(estimated, exact, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=2e-4)
+
+
 VARIANTS = list(
     product(["token", "sequence"], ["constant", "response", "token"], [None, 0.5], ["none", "group", "batch"])
 )
@@ -70,7 +89,7 @@ def test_the_loss_of_every_variant_by_loops(
     """Away from the old policy, so that ratios are clipped; one group of three has no variance."""
     beta, clip, limit = 0.2, 0.05, 2
     options = {"ratio": ratio, "length_norm": length_norm, "clip_high": clip_high, "scale": scale, "clip": clip}
-    trainer = make(two_tokens(make_venv), word_model, kl_coef=beta, **options)
+    trainer = make(two_tokens(make_venv), word_model, kl_coef=beta, kl_in="loss", **options)
     responses = [[EOS], [A, A], [B, EOS], [A, B], [EOS], [EOS], [B, A], [A, EOS]]
     batch = trainer.advantages(rollout_of(responses, trainer.policy.language_model))
     old, reference = batch.old_log_probs.clone(), batch.ref_log_probs
@@ -196,6 +215,37 @@ def test_kl_in_the_reward_is_part_of_what_is_compared(make_venv: MakeVenv, word_
     expected = (returns - returns.mean())[:, None] * batch.rollout.response_mask
     torch.testing.assert_close(batch.advantages, expected, atol=1e-5, rtol=0)
     assert "kl_loss" not in trainer.loss(batch, torch.arange(2))[1]
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+def test_an_exact_kl_stands_beside_what_is_compared(ratio: str, scale: str, make_venv: MakeVenv, word_model: Path):
+    """Scores .3, 2.3 and .3, .3 are compared as ever; less the KL of later states, beside that of the other response.
+
+    One group does not differ in its scores, and one response was cut: that alone is left out. Where all tokens share a
+    ratio they share a KL: that of all states but the first, which the two have in common.
+    """
+    options = {"kl_coef": 0.3, "ratio": ratio, "scale": scale}
+    trainer = make(two_tokens(make_venv), word_model, kl_in="both", drop_overlong=True, **options)
+    trainer.train(2)
+    rollout = rollout_of([[A, A], [EOS], [B, EOS], [A, EOS]], trainer.policy.language_model)
+    paid = torch.tensor([2.3, 0.3, 0.3, 0.3])
+    rollout.rewards = torch.zeros_like(rollout.rewards).scatter(1, rollout.tokens.lengths[:, None] - 1, paid[:, None])
+    rollout.finish_reasons = ["eos", "eos", "eos", "length"]
+    kls = trainer.evaluate(rollout, torch.arange(4), with_kl=True).kl[:, 3].detach().tolist()  # of the second states
+    batch = trainer.advantages(rollout)
+    deviation = {"none": 1.0, "group": 1.0, "batch": float(paid.std()) + 1e-4}[scale]
+    compared = {"none": 1.0, "group": 1 / (math.sqrt(2) + 1e-4), "batch": 1 / deviation}[scale]
+    charged = [0.3 * (kl - other) / 2 / deviation for kl, other in ((kls[0], 0), (0, kls[0]), (kls[2], kls[3]))]
+    assert charged[2] != 0
+    assert kls[0] > 0.01
+    at_first = [compared - charged[0], -compared - charged[1], -charged[2], 0.0]
+    at_second = at_first if ratio == "sequence" else [compared, 0.0, 0.0, 0.0]
+    wanted = torch.tensor([at_first, [x * (i != 1) for i, x in enumerate(at_second)]]).T * 4 / 3
+    torch.testing.assert_close(batch.advantages[:, 2:], wanted, atol=1e-5, rtol=1e-4)
+    weight = torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None] * rollout.response_mask / 2 / deviation * 4 / 3
+    torch.testing.assert_close(batch.kl_weight, weight)
+    assert (batch.metrics["share_used"], batch.metrics["uniform_groups"]) == (0.75, 0.5)
 
 
 def test_settings_that_do_not_fit_each_other():

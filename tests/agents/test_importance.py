@@ -77,9 +77,12 @@ def test_the_kl_in_the_loss_takes_the_weights():
 TRAINERS: list[tuple[type[OnPolicyTrainer], Any, dict[str, Any]]] = [
     (PPO, PPOConfig, {}),
     (PPO, PPOConfig, {"kl_in": "loss"}),
-    (GRPO, GRPOConfig, {"group_size": 4}),
+    (PPO, PPOConfig, {"kl_in": "both"}),
+    (GRPO, GRPOConfig, {"group_size": 4, "kl_in": "loss"}),
+    (GRPO, GRPOConfig, {"group_size": 4, "kl_in": "both"}),
     (Reinforce, ReinforceConfig, {}),
     (Reinforce, ReinforceConfig, {"baseline": "mean"}),
+    (Reinforce, ReinforceConfig, {"kl_in": "both"}),
 ]
 
 

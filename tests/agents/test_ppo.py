@@ -84,7 +84,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_minibatch(make
     torch.testing.assert_close(gradients[2], gradients[0], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kl_in", ["reward", "loss"])
+@pytest.mark.parametrize("kl_in", ["reward", "loss", "both"])
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_the_gradient_of_the_whole_loss_equals_finite_differences(make_venv: MakeVenv, word_model: Path, kl_in, critic):
     """The slope of the full objective along its own gradient, after an update, so that ratios and clips are at work."""
@@ -103,7 +103,7 @@ def test_the_gradient_of_the_whole_loss_equals_finite_differences(make_venv: Mak
 
 
 @torch.no_grad()
-def numeric_slope(ppo, batch, rows, params, direction, step=1e-4):
+def numeric_slope(ppo, batch, rows, params, direction, step=3e-5):  # short, since clips have corners
     losses = []
     for shift in (step, -2 * step):  # to +step, then to −step
         for param, d in zip(params, direction, strict=True):

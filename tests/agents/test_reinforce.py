@@ -40,15 +40,19 @@ def make(venv: gym.vector.VectorEnv, source: Path, *, seed: int = 1, total_updat
     return Reinforce(venv, policy, config, seed=seed, total_updates=total_updates)
 
 
+@pytest.mark.parametrize("kl_in", ["reward", "both"])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_the_expected_gradient_is_that_of_the_objective(baseline: str, make_venv: MakeVenv, word_model: Path):
+def test_the_expected_gradient_is_that_of_the_objective(
+    baseline: str, kl_in: str, make_venv: MakeVenv, word_model: Path
+):
     """E[∇loss] over all that can be drawn = −∇ Σ_y π(y)·(score(y) − β·log(π(y)/π_ref(y))), whatever the baseline.
 
     A learned one may be as wrong as it likes.
     """
     beta = 0.3
     size = 2 if baseline == "leave_one_out" else 1
-    trainer = make(make_venv(**TWO_TOKENS), word_model, baseline=baseline, group_size=size, kl_coef=beta)
+    settings = {"baseline": baseline, "group_size": size, "kl_coef": beta, "kl_in": kl_in}
+    trainer = make(make_venv(**TWO_TOKENS), word_model, **settings)
     trainer.train(2)  # away from the reference, and the running mean from 0
     if baseline == "learned":
         torch.nn.init.normal_(trainer.policy.value_head.out.weight, generator=torch.Generator().manual_seed(0))

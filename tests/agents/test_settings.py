@@ -88,7 +88,7 @@ WRONG: list[tuple[type, dict[str, list[Any]]]] = [
         ReinforceConfig,
         {
             **ON_POLICY,
-            "baseline": OTHER,
+            **dict.fromkeys(("baseline", "kl_in"), OTHER),
             "group_size": COUNT,
             **dict.fromkeys(("value_lr", "value_coef"), NOT_NEGATIVE),
         },
@@ -253,7 +253,7 @@ def test_both_names_are_flags(flag: str):
         (["--micro-batch-size", "3"], "micro_batch_size=3 must divide minibatch_size=32"),
         (["--nope", "1"], "Unrecognized options: --nope"),
         (["--epochs", "many"], "--epochs"),
-        (["--kl-in", "both"], "'both'"),
+        (["--kl-in", "neither"], "'neither'"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_code_2(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import gradient_kl_rows as kl_rows
 from benchmarks import gradient_rows as rows
 from benchmarks.enumerated import EnumeratedTask
-from benchmarks.gradients import angle, measure, moments, table, verdict
+from benchmarks.gradients import angle, measure, moments, sections, table, verdict
 from textgen_env.agents.grpo import GRPO, GRPOConfig
 from textgen_env.agents.reinforce import Reinforce, ReinforceConfig
 
@@ -138,6 +140,28 @@ def test_angles():
     assert found == pytest.approx([0, 0, 45, 180, 90])
 
 
+def test_values_without_the_kl_of_the_state_itself():
+    """V(s) = Σ_a π(a|s)·(r(s, a) + V(s′) − β·KL(s′)), by torch's KL between two categorical distributions."""
+    task = EnumeratedTask(kl_coef=0.3)
+
+    def kl(state: tuple[int, ...]) -> float:
+        with torch.no_grad():
+            logits = [lm.model(torch.tensor([[1, 2, *state]])).logits[0, -1] for lm in (task.policy, task.reference)]
+        return float(torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in logits)))
+
+    values = task.values(later_kl=True)
+    for state in ((1,), (2,), ()):
+        total = 0.0
+        for token in range(3):
+            response = (*state, token)
+            ended = token == 0 or len(response) == 2
+            log_probs = task.log_probs[response if ended else (*response, 0)]
+            later = task.score([task.policy.decode(list(response))])[0] if ended else 0.0
+            later += 0.0 if ended else values[response] - 0.3 * kl(response)
+            total += math.exp(float(log_probs[len(state)].detach())) * later
+        assert values[state] == pytest.approx(total, abs=1e-6)
+
+
 PAIRS = ((2, 1),)
 KNOWN = [
     (rows.Row("RLOO", rows.trained_by(Reinforce, ReinforceConfig, group_size=2), PAIRS), {}, "unbiased"),
@@ -147,11 +171,11 @@ KNOWN = [
         {},
         "biased",
     ),
-    (rows.Row("k1, loss", rows.plugged_in(rows.in_the_loss(rows.k1)), PAIRS), ONLY_KL, "no gradient"),
-    (rows.Row("k2, loss", rows.plugged_in(rows.in_the_loss(rows.k2)), PAIRS), ONLY_KL, "right, states fixed"),
-    (rows.Row("k3, loss", rows.plugged_in(rows.in_the_loss(rows.k3)), PAIRS), ONLY_KL, "biased"),
-    (rows.Row("full, reward", rows.plugged_in(rows.full_in_the_reward), PAIRS), ONLY_KL, "biased"),
-    (rows.Row("full, both", rows.plugged_in(rows.full_in_both), PAIRS), ONLY_KL, "unbiased"),
+    (rows.Row("k1, loss", rows.plugged_in(kl_rows.in_the_loss(kl_rows.k1)), PAIRS), ONLY_KL, "no gradient"),
+    (rows.Row("k2, loss", rows.plugged_in(kl_rows.in_the_loss(kl_rows.k2)), PAIRS), ONLY_KL, "right, states fixed"),
+    (rows.Row("k3, loss", rows.plugged_in(kl_rows.in_the_loss(kl_rows.k3)), PAIRS), ONLY_KL, "biased"),
+    (rows.Row("full, reward", rows.plugged_in(kl_rows.full_in_the_reward), PAIRS), ONLY_KL, "biased"),
+    (rows.Row("full, both", rows.plugged_in(kl_rows.full_in_both), PAIRS), ONLY_KL, "unbiased"),
     (rows.Row("nucleus", rows.trained_by(Reinforce, ReinforceConfig, group_size=2), PAIRS), {"top_p": 0.8}, "unbiased"),
     (rows.Row("all tokens", rows.plugged_in(rows.of_all_tokens), PAIRS), {"top_p": 0.8}, "biased"),
     (rows.Row("ρ", rows.plugged_in(rows.weighted(rows.response_ratio)), PAIRS), {"off_policy": True}, "unbiased"),
@@ -175,14 +199,63 @@ KNOWN = [
         {"top_p": 0.8},
         "unbiased",
     ),
+    *[(row, {"kl_coef": 0.3}, "consistent" if "PPO" in row.name else "unbiased") for row in kl_rows.in_both()],
+    (kl_rows.in_both()[0], {"kl_coef": 0.3, "top_p": 0.8}, "unbiased"),
+    (kl_rows.in_both()[2], {"kl_coef": 0.3, "top_p": 0.8}, "consistent"),
+    (kl_rows.GRPO_LOSS, {"kl_coef": 0.3}, "biased"),
+    (
+        rows.Row("stale, both", rows.trained_by(GRPO, GRPOConfig, group_size=2, kl_in="both", **rows.STALE), PAIRS),
+        {"off_policy": True, "kl_coef": 0.5},
+        "unbiased",
+    ),
     (rows.Row("ρ_t", rows.plugged_in(rows.weighted(rows.token_ratio)), PAIRS), {"off_policy": True}, "biased"),
 ]
 
 
 @pytest.mark.parametrize(("row", "arguments", "wanted"), KNOWN, ids=lambda value: getattr(value, "name", ""))
 def test_what_is_known(row: rows.Row, arguments: dict[str, Any], wanted: str):
-    record = measure(row, EnumeratedTask(**arguments))
+    record = measure(replace(row, batches=row.batches[:1]), EnumeratedTask(**arguments))
     assert record["verdict"] == wanted
+
+
+@pytest.mark.parametrize(("steps", "least", "most"), [(0, 1.0, 1.5), (10, 8.0, 20.0)])
+def test_near_the_optimum_k1_in_the_reward_takes_the_noise_of_the_score_with_it(steps: int, least: float, most: float):
+    """There the score less β·log π/π_ref is the same for all responses, and an exact KL leaves the score alone."""
+    task = EnumeratedTask(kl_coef=0.5, ascended=steps)
+    best = 0.5 * math.log(sum(p * math.exp(s / 0.5) for p, s in of_reference(task)))
+    assert (best - float(task_objective(task)) < 0.01) == (steps > 0)
+    noises = [math.sqrt(moments(row.make(task), task, 2, 1).variance) for row in (kl_rows.in_both()[0], RLOO)]
+    assert least < noises[0] / noises[1] < most
+
+
+RLOO = kl_rows.in_the_rewards()[0]
+
+
+def of_reference(task: EnumeratedTask) -> list[tuple[float, float]]:
+    """What the reference writes: probability and score."""
+    scores = [task.score([task.policy.decode(list(response))])[0] for response in task.possible]
+    return [(float(task.ref_log_probs[r].sum().exp()), s) for r, s in zip(task.possible, scores, strict=True)]
+
+
+def task_objective(task: EnumeratedTask) -> torch.Tensor:
+    """J, by the oracles of the task."""
+    paid = [(x.detach().sum().exp() * task.returns(r, x.detach())) for r, x in task.log_probs.items()]
+    return torch.stack(paid).sum()
+
+
+DEFAULTS = [(title, arguments, row) for title, arguments, of_section in sections() for row in of_section if row.default]
+
+
+@pytest.mark.parametrize(("title", "arguments", "row"), DEFAULTS, ids=lambda value: getattr(value, "name", ""))
+def test_every_default_is_right(title: str, arguments: dict[str, Any], row: rows.Row):
+    """For score, KL and both, under a nucleus, too: unbiased, or but for what goes with larger batches."""
+    record = measure(replace(row, batches=row.batches[:1]), EnumeratedTask(**arguments))
+    assert record["verdict"] == ("consistent" if row.name.startswith("PPO") else "unbiased")
+
+
+def test_each_trainer_has_its_default_among_the_rows_of_score_and_kl():
+    (of_section,) = (found for title, _, found in sections() if title == "Score and KL")
+    assert [row.name.split(":")[0] for row in of_section if row.default] == ["RLOO", "PPO, V right", "GRPO"]
 
 
 def test_the_table():

@@ -55,10 +55,11 @@ def of_ours(given: dict[str, torch.Tensor], settings: dict[str, Any], kl_coef: f
     """`GRPO.loss` of a trainer that has nothing but its settings."""
     new, mask = given["new"].clone().requires_grad_(), given["mask"]
     trainer = SimpleNamespace(
-        config=GRPOConfig(**settings),
+        config=GRPOConfig(kl_in="loss", **settings),
         env=SimpleNamespace(max_new_tokens=LENGTH),
         kl=SimpleNamespace(value=kl_coef),
-        evaluate=lambda rollout, rows: TokenEvaluation(new, None, None),
+        exact_kl=False,
+        evaluate=lambda rollout, rows, **options: TokenEvaluation(new, None, None),
     )
     batch = SimpleNamespace(
         rollout=SimpleNamespace(response_mask=mask, cut=lambda rows, *grids: list(grids)),

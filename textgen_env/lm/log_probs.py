@@ -21,7 +21,7 @@ from textgen_env.lm.backbone import Transform, learn_split, split, unwrap
 from textgen_env.lm.gqa_attention import best_attention
 from textgen_env.lm.sampling import PLAIN, SamplingParams, warp_logits
 from textgen_env.lm.token_batch import TokenBatch
-from textgen_env.lm.token_log_probs import token_log_probs
+from textgen_env.lm.token_log_probs import TokenScores, token_scores
 from textgen_env.lm.upcast_linear import upcast_linear
 from textgen_env.lm.verification import Oracle, undisturbed
 from textgen_env.lm.whole_texts import is_body, read_texts
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 TOKENS_PER_CHUNK = 1024  # rows of the head's output that are in memory at a time: 200 MB in float32 at 49k tokens
 
 
+LogitsAt: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Indices (n,) into some tokens → raw logits (n, V) of the states before them."""
 Readout: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """What reads hidden states, such as a value head: (N, d) in the model's dtype → (N,)."""
 
@@ -41,6 +43,8 @@ class ResponseScores(NamedTuple):
     log_probs: torch.Tensor  # log π(a_t | s_t)
     entropy: torch.Tensor | None  # H(π(· | s_t)), nats; if asked for
     readout: torch.Tensor | None  # what `readout` made of the hidden state at s_t, the position *before* the token
+    kl: torch.Tensor | None = None  # KL(π(· | s_t) ‖ π_ref(· | s_t)), nats, over the whole vocabulary; if asked for
+    ref_log_probs: torch.Tensor | None = None  # log π_ref(a_t | s_t), a constant; likewise
 
 
 def response_log_probs(
@@ -52,6 +56,7 @@ def response_log_probs(
     mask: torch.Tensor | None = None,
     with_entropy: bool = False,
     readout: Readout | None = None,
+    ref_logits: LogitsAt | None = None,
 ) -> ResponseScores:
     """Log-probability of every response token given all tokens before it.
 
@@ -66,33 +71,51 @@ def response_log_probs(
         mask: bool (V,), or (N, V) of the N response tokens, row by row: what was allowed.
         with_entropy: also return the entropy of the warped distribution.
         readout: also read the hidden states with this.
+        ref_logits: of a reference at the N response tokens (`logits_at`): also return the exact KL to it. It shares
+            mask and temperature; outside of its own top-k or nucleus the KL would be infinite.
 
     Returns:
-        `ResponseScores`; gradients flow through all three.
+        `ResponseScores`; gradients flow through all but the reference.
     """
     tokens = batch.input_ids[batch.response_mask.bool()]  # (N,), row by row, as all that follows
     hidden, logits_at = states(model, batch.input_ids, batch.attention_mask, predicting(batch.response_mask))
-    # warping widens the whole chunk; where there is none, that is left to `token_log_probs`, piece by piece
+    # warping widens the whole chunk; where there is none, that is left to `token_scores`, piece by piece
     warped = sampling != PLAIN or mask is not None
 
-    def score(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def score(index: torch.Tensor) -> TokenScores:
         chosen = tokens[index]
         rows = mask if mask is None or mask.dim() == 1 else mask[index]
         logits = logits_at(index)[:, :vocab_size]
+        ref = None if ref_logits is None else ref_logits(index)[:, :vocab_size]
         if warped:
             logits = warp_logits(logits, sampling, mask=rows, keep=chosen)
-        return token_log_probs(logits, chosen, with_entropy=with_entropy)
+            ref = ref if ref is None else warp_logits(ref, sampling.of_reference, mask=rows)
+        return token_scores(logits, chosen, ref, with_entropy=with_entropy)
 
     recompute = (
         torch.is_grad_enabled() and len(tokens) > TOKENS_PER_CHUNK
     )  # logits again in the backward, not kept for all
     chunks = torch.arange(len(tokens), device=tokens.device).split(TOKENS_PER_CHUNK)
     parts = [checkpoint(score, chunk, use_reentrant=False) if recompute else score(chunk) for chunk in chunks]
-    log_probs = torch.cat([part[0] for part in parts])
-    entropy = torch.cat([part[1] for part in parts if part[1] is not None]) if with_entropy else None
+    columns = zip(*parts, strict=True)
+    log_probs, *others = (None if x[0] is None else unpack(torch.cat(x), batch.response_mask) for x in columns)
+    assert log_probs is not None
+    entropy, kl, ref_log_probs = others
     read = None if readout is None else unpack(readout(hidden), batch.response_mask)
-    entropies = None if entropy is None else unpack(entropy, batch.response_mask)
-    return ResponseScores(unpack(log_probs, batch.response_mask), entropies, read)
+    return ResponseScores(log_probs, entropy, read, kl, ref_log_probs)
+
+
+@torch.no_grad()
+def logits_at(model: nn.Module, batch: TokenBatch) -> LogitsAt:
+    """The ``ref_logits`` of `response_log_probs`: the body is run now, the head where logits are asked for."""
+    _, found = states(model, batch.input_ids, batch.attention_mask, predicting(batch.response_mask))
+    return torch.no_grad()(found)
+
+
+def has_head(model: nn.Module) -> bool:
+    """Whether `logits_at` keeps states, from which logits are made when asked for, and not the logits of all tokens."""
+    inner = unwrap(model)
+    return not is_body(inner) and split(inner) is not None
 
 
 def read_states(model: nn.Module, batch: TokenBatch, readout: Readout) -> torch.Tensor:
