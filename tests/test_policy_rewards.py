@@ -341,7 +341,7 @@ AROUND: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("spec", AROUND, ids=str)
+@pytest.mark.parametrize("spec", AROUND)  # by number: a function, as text, has its address in it
 def test_what_is_around_hands_the_policy_on(spec: Any, byte_model: str) -> None:
     env = made(byte_model, scorer=spec)
     assert env.scorer_needs_policy
