@@ -78,6 +78,8 @@ class ExpectedConfig(GroupConfig):
             raise ValueError(f'after={self.after!r} goes with at="after", and at={self.at!r} was given')
         if self.importance_weights != "none":
             raise ValueError(f"importance_weights={self.importance_weights!r} are of sampled actions: use REINFORCE")
+        if self.reset_share:
+            raise ValueError(f"reset_share={self.reset_share} must be 0: states are played from the prompt on")
 
 
 @dataclass
@@ -143,6 +145,10 @@ class ExpectedPolicyGradient(GroupTrainer):
         """Score a rollout, whose groups are adjacent, and try actions at the chosen states."""
         if cut := int(rollout.bootstrapped.sum()):
             raise ValueError(f"{cut} responses were cut from outside, without a score; take the limit of steps away")
+        if rollout.begun is not None:
+            raise ValueError(
+                "responses that begin with given tokens are for other trainers: states are played from the prompt"
+            )
         scores = self.score(rollout)
         rewards, mask = rollout.rewards, rollout.response_mask
         if scores.ref_log_probs is not None:

@@ -236,6 +236,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sampled": 0}, "sampled=0 must be"),
     ({"actions": -1}, "actions=-1 must be"),
     ({"importance_weights": "token"}, "importance_weights='token' are of sampled actions"),
+    ({"reset_share": 0.5}, "reset_share=0.5 must be 0"),
 ]
 
 
@@ -250,3 +251,13 @@ def test_environments_that_are_refused(make_venv: MakeVenv, word_model: Path):
         make(make_venv, word_model, {"responder": lambda text: "a", "max_turns": 2, "max_reply_tokens": 2})
     with pytest.raises(ValueError, match=r"mask_top_p=0\.9 narrows the sampler by a copy"):
         make(make_venv, word_model, mask_top_p=0.9)
+
+
+def test_begun_responses_are_refused(make_venv: MakeVenv, word_model: Path):
+    trainer = make(make_venv, word_model)
+    end = trainer.policy.language_model.end_token_id
+    played = trainer.collect([0, 0, 0, 0, 0, 0, 0, 0])
+    begun = next(ids[:1].tolist() for ids in played.per_response(played.input_ids) if ids[0] != end)
+    rollout = trainer.collect([0, 0, 0, 0], responses=[begun] * 4)
+    with pytest.raises(ValueError, match="responses that begin with given tokens"):
+        trainer.advantages(rollout)
