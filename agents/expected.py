@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textgen_env.kl import k1
 from textgen_env.lm.log_probs import predicting, states
 from textgen_env.lm.sampling import warp_logits
 from textgen_env.lm.token_batch import TokenBatch
@@ -43,6 +42,7 @@ from .training.batch import Batch
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.groups import GroupConfig, GroupTrainer
+from .training.kl_in import charged_kl
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
 from .training.setting_checks import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, TEXT, check, choice, optional
@@ -150,9 +150,8 @@ class ExpectedPolicyGradient(GroupTrainer):
                 "responses that begin with given tokens are for other trainers: states are played from the prompt"
             )
         scores = self.score(rollout)
-        rewards, mask = rollout.rewards, rollout.response_mask
-        if scores.ref_log_probs is not None:
-            rewards = rewards - self.kl.value * k1(scores.log_probs, scores.ref_log_probs)
+        mask = rollout.response_mask
+        rewards = rollout.rewards - self.kl.value * charged_kl(scores, mask, "reward")
         returns, size = rewards.sum(dim=1), self.config.group_size
         advantages = leave_one_out(returns, mask, size) if size > 1 else self_critical(returns, 0 * returns, mask)
         branching = Branching(self.venv, self.policy.language_model, sampling=self.sampling, generator=self.sampler)

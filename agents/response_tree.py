@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .rollout import Rollout
-from .rollout_parts import join, select, whole_responses
+from .rollout_parts import begun_lengths, join, select, whole_responses
 from .training.on_policy import OnPolicyTrainer
 
 
@@ -88,7 +88,7 @@ def tree_advantages(rollout: Rollout, rewards: Tensor, count: int, every: int) -
         rewards: (B, T), with whatever is paid besides, such as the KL.
         count, every: as they were for `grow`.
     """
-    mask, begun = rollout.response_mask, torch.zeros_like(rollout.lengths) if rollout.begun is None else rollout.begun
+    mask, begun = rollout.response_mask, begun_lengths(rollout)
     levels = torch.where(mask.bool(), (mask.cumsum(dim=1) - 1 + begun[:, None]) // every, -1)  # (B, T)
     families = families_of(rollout, every)
     worth: dict[tuple[int, int], float] = {}
@@ -109,7 +109,7 @@ def tree_advantages(rollout: Rollout, rewards: Tensor, count: int, every: int) -
 def families_of(rollout: Rollout, every: int) -> dict[tuple[int, int], list[int]]:
     """(row, number of a branch point on its way) → all rows that part there: they go on from the same tokens."""
     assert rollout.chosen_prompts is not None
-    begun = [0] * len(rollout.texts) if rollout.begun is None else rollout.begun.tolist()
+    begun = begun_lengths(rollout).tolist()
     states: dict[Hashable, list[int]] = defaultdict(list)
     families = {}
     for row, (prompt, tokens) in enumerate(zip(rollout.chosen_prompts, whole_responses(rollout), strict=True)):

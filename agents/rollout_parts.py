@@ -84,21 +84,25 @@ def join(rollouts: Sequence[Rollout]) -> Rollout:
             name: columns(lambda r, name=name: r.reward_parts.get(name, torch.zeros_like(r.scores)))  # type: ignore[misc]
             for name in names
         },
-        begun=columns(lambda r: torch.zeros_like(r.lengths) if r.begun is None else r.begun),
+        begun=columns(begun_lengths),
     )
+
+
+def begun_lengths(rollout: Rollout) -> Tensor:
+    """(B,) tokens that each response was given to begin with."""
+    return torch.zeros_like(rollout.lengths) if rollout.begun is None else rollout.begun
 
 
 def whole_responses(rollout: Rollout) -> list[list[int]]:
     """The tokens of each response, what it was given to begin with included; no environment answered in between."""
-    begun = torch.zeros_like(rollout.lengths) if rollout.begun is None else rollout.begun
     ends = rollout.tokens.lengths
-    starts = ends - rollout.lengths - begun
+    starts = ends - rollout.lengths - begun_lengths(rollout)
     return [ids[a:b].tolist() for ids, a, b in zip(rollout.input_ids, starts.tolist(), ends.tolist(), strict=True)]
 
 
 def beginnings(rollout: Rollout) -> list[list[int]]:
     """The tokens that each response was given to begin with."""
-    begun = [0] * len(rollout.texts) if rollout.begun is None else rollout.begun.tolist()
+    begun = begun_lengths(rollout).tolist()
     return [tokens[:count] for tokens, count in zip(whole_responses(rollout), begun, strict=True)]
 
 

@@ -27,15 +27,16 @@ from torch import Tensor
 from textgen_env.kl import k1
 
 from . import losses
-from .advantages import masked_whiten
+from .advantages import masked_whiten, to_go
 from .policy import ActorConfig, ActorCritic, Reference
 from .response_tree import BranchEstimates, grow, play, tree_advantages
 from .rollout import Rollout
 from .rollout_metrics import surrogate_metrics
-from .rollout_parts import whole_responses
+from .rollout_parts import begun_lengths, whole_responses
 from .training.command_line import run as run_program
 from .training.extra import OmitArgPrefixes
 from .training.importance import weighed
+from .training.kl_in import charged_kl
 from .training.on_policy import Batch, OnPolicyConfig, OnPolicyTrainer
 from .training.run import Run, run_of_command_line
 from .training.run_settings import RunSettings
@@ -134,15 +135,13 @@ class VinePPO(OnPolicyTrainer):
         the expected gradient of the first step is that of the objective.
         """
         cfg, mask, scores = self.config, rollout.response_mask, self.score(rollout)
-        rewards = rollout.rewards
-        if scores.ref_log_probs is not None:
-            rewards = rewards - self.kl.value * k1(scores.log_probs, scores.ref_log_probs)
+        rewards = rollout.rewards - self.kl.value * charged_kl(scores, mask, "reward")
         if cfg.learn_from == "all":
             estimated = tree_advantages(rollout, rewards, *self._branching)
         else:
             estimated = self._vine(rollout, rewards)
         advantages, values, weights, branch_points = estimated
-        returns = torch.where(mask.bool(), rewards.flip(1).cumsum(1).flip(1), 0.0)
+        returns = torch.where(mask.bool(), to_go(rewards, mask), 0.0)
         batch = Batch(rollout, *scores[:2], values, scores.ref_log_probs, rewards, advantages, returns)
         batch.metrics = {**self.describe(batch, scores.entropy), "branch_points": float(branch_points)}
         if cfg.whiten:
@@ -171,7 +170,7 @@ class VinePPO(OnPolicyTrainer):
         """The branch points of each response: its prompt, and what is written already."""
         count, found = len(rollout.texts), []
         prompts = range(count) if rollout.chosen_prompts is None else rollout.chosen_prompts
-        begun = [0] * count if rollout.begun is None else rollout.begun.tolist()
+        begun = begun_lengths(rollout).tolist()
         for row, (prompt, start, written) in enumerate(zip(prompts, begun, whole_responses(rollout), strict=True)):
             # a prompt that is not a number may not be hashable; its row stands for it
             key = prompt if isinstance(prompt, int) else ("row", row)

@@ -34,7 +34,7 @@ from tyro.conf import OmitArgPrefixes
 from benchmarks.report import keep, markdown
 from textgen_env import LanguageModel
 from textgen_env.agents.advantages import masked_mean
-from textgen_env.agents.policy import ActorCritic
+from textgen_env.agents.policy import ActorCritic, final_states
 from textgen_env.agents.ppo import PPO, PPOSettings
 from textgen_env.agents.rollout import Rollout
 from textgen_env.agents.training.environments import make_environments
@@ -92,11 +92,8 @@ def interval(values: Tensor, seed: int = 0) -> tuple[float, float]:
 
 def with_end(batch: TokenBatch) -> TokenBatch:
     """The same, with the state after the last token among those that values are read from."""
-    lengths, rows = batch.attention_mask.sum(dim=1), torch.arange(len(batch.input_ids))
-    parts = (batch.input_ids, batch.attention_mask, batch.response_mask)
-    ids, attention, response = (torch.cat([x, torch.zeros_like(x[:, :1])], dim=1) for x in parts)
-    attention[rows, lengths] = response[rows, lengths] = 1
-    return TokenBatch(ids, attention, response)
+    ids, attention, end = final_states(batch.input_ids, batch.attention_mask)
+    return TokenBatch(ids, attention, torch.nn.functional.pad(batch.response_mask, (0, 1)) + end)
 
 
 def learn(policy: ActorCritic, rollout: Rollout, settings: LearnableSettings) -> None:

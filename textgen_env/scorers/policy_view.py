@@ -81,9 +81,8 @@ class PolicyView:
             TypeError, ValueError: not n lists of continuations, one without tokens or of tokens that there are not; or
                 a text with what follows it is longer than the model's positions.
         """
-        from textgen_env.lm.continuations import (
-            continuation_log_probs,
-        )  # torch, which other scorers need not load
+        # torch, which other scorers need not load
+        from textgen_env.lm.continuations import continuation_log_probs
         from textgen_env.lm.sampling import SamplingParams
 
         if len(continuations) != len(self):
